@@ -1,0 +1,85 @@
+"""Every answer that the proxy makes itself: one table of codes, one exception that carries a code."""
+
+from typing import NamedTuple
+
+from l7proxy.core.headers import Headers
+
+
+class Code(NamedTuple):
+    """What one error code means on the wire, in the log and in the metrics.
+
+    `flag` is the response flag as Envoy's access log writes it, `proxy_status` the RFC 9209 2.3 error type and `grpc`
+    the gRPC status number that stands for it.
+    """
+
+    name: str
+    status: int
+    flag: str
+    proxy_status: str
+    grpc: int
+    text: str
+
+
+CODES: dict[str, Code] = {
+    code.name: code
+    for code in (
+        Code("bad_request", 400, "DPE", "http_request_error", 13, "the request is malformed"),
+        Code("unauthenticated", 401, "UAEX", "http_request_denied", 16, "credentials are missing or not valid"),
+        Code("denied", 403, "UAEX", "http_request_denied", 7, "access denied"),
+        Code("no_route", 404, "NR", "destination_not_found", 12, "no route matches the request"),
+        Code("method_not_allowed", 405, "DPE", "http_request_denied", 12, "the method is not allowed here"),
+        Code("request_timeout", 408, "SI", "http_request_error", 4, "the request did not arrive in time"),
+        Code("body_too_large", 413, "DPE", "http_request_error", 8, "the request body is too large"),
+        Code("uri_too_long", 414, "DPE", "http_request_error", 13, "the request target is too long"),
+        Code("misdirected", 421, "NR", "http_request_error", 12, "this server does not serve the requested host"),
+        Code("rate_limited", 429, "RL", "http_request_denied", 8, "too many requests"),
+        Code("headers_too_large", 431, "DPE", "http_request_error", 8, "the request header fields are too large"),
+        Code("filter_error", 500, "FE", "proxy_internal_error", 13, "a policy failed"),
+        Code("not_implemented", 501, "DPE", "http_request_error", 12, "the request needs something not implemented"),
+        Code("upstream_reset", 502, "UC", "connection_terminated", 14, "the upstream closed the connection"),
+        Code("upstream_protocol", 502, "UPE", "http_protocol_error", 14, "the upstream's answer is malformed"),
+        Code("egress_blocked", 502, "NR", "destination_ip_prohibited", 14, "the destination is not in the registry"),
+        Code("upstream_connect", 503, "UF", "connection_refused", 14, "the upstream cannot be reached"),
+        Code("no_healthy_upstream", 503, "UH", "destination_unavailable", 14, "no endpoint is available"),
+        Code("overflow", 503, "UO", "connection_limit_reached", 14, "a limit of concurrent work is reached"),
+        Code("draining", 503, "DR", "destination_unavailable", 14, "the proxy is shutting down"),
+        Code("upstream_timeout", 504, "UT", "http_response_timeout", 4, "the upstream did not answer in time"),
+        Code("http_version", 505, "DPE", "http_request_error", 12, "the HTTP version is not supported"),
+    )
+}
+
+
+class ProxyError(Exception):
+    """A request ends here with the answer of one of `CODES`; `detail` goes to the log and never to the client.
+
+    Raises KeyError when `code` is not in `CODES`.
+    """
+
+    def __init__(self, code: str, detail: str = "", headers: Headers | None = None, flag: str | None = None) -> None:
+        self.code = CODES[code]
+        self.detail = detail
+        self.headers: Headers = headers or []
+        self.flag = flag or self.code.flag
+        super().__init__(code, detail)
+
+    def __str__(self) -> str:
+        return f"{self.code.name}: {self.detail or self.code.text}"
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be used: one `file:line: message` for each mistake."""
+
+    def __init__(self, problems: list["Problem"]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(map(str, problems)))
+
+
+class Problem(NamedTuple):
+    """One mistake in a configuration; `line` counts from 1, 0 where no line can be named."""
+
+    file: str
+    line: int
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.message}" if self.line else f"{self.file}: {self.message}"

@@ -1,0 +1,109 @@
+"""What a policy is, and all that it may ask for."""
+
+from collections.abc import Awaitable, Callable, Coroutine
+from random import Random
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from msgspec import Struct
+
+from l7proxy.core.message import Request, Response
+from l7proxy.core.stats import Stats
+
+Handler = Callable[[Request], Awaitable[Response]]
+T = TypeVar("T")
+
+
+class Keep:
+    """What survives a configuration swap: token buckets, pools, ejection state, by key.
+
+    Compilation asks with `get`; `commit` drops what the new configuration no longer asked for, `rollback` what only the
+    failed one made. Both return the dropped objects, for the caller to close.
+    """
+
+    def __init__(self) -> None:
+        self._live: dict[Any, Any] = {}
+        self._next: dict[Any, Any] = {}
+
+    def get(self, key: Any, make: Callable[[], T]) -> T:
+        """Returns the object kept under `key`, from the live configuration or made now."""
+        if key in self._next:
+            return self._next[key]  # type: ignore[no-any-return]
+        value = self._next[key] = self._live[key] if key in self._live else make()
+        return value  # type: ignore[no-any-return]
+
+    def commit(self) -> list[Any]:
+        """The configuration that was compiled goes live."""
+        dropped = [value for key, value in self._live.items() if key not in self._next]
+        self._live, self._next = self._next, {}
+        return dropped
+
+    def rollback(self) -> list[Any]:
+        """The configuration that was compiled is given up."""
+        dropped = [value for key, value in self._next.items() if key not in self._live]
+        self._next = {}
+        return dropped
+
+
+class RouteInfo(Struct, frozen=True):
+    """What a filter may know of the route that it is compiled for. `file` and `line` say where its YAML stands."""
+
+    name: str
+    inbound: bool
+    file: str = ""
+    line: int = 0
+
+
+class Build:
+    """All that a filter may ask for while it is compiled for one route."""
+
+    def __init__(
+        self,
+        route: RouteInfo,
+        stats: Stats,
+        keep: Keep,
+        clock: Callable[[], float],
+        random: Random,
+        upstream: Callable[[str], Handler],
+        spawn: Callable[[Coroutine[Any, Any, Any]], None],
+        close: Callable[[Callable[[], None]], None],
+        log: Callable[..., None],
+        line: Callable[[str], tuple[str, int]],
+    ) -> None:
+        self.route = route
+        self.stats = stats
+        self.keep = keep
+        """Keys are the filter's own; they should start with its name and the route's."""
+        self.clock = clock
+        """Monotonic seconds, the same clock as `Request.deadline`."""
+        self.random = random
+        self.upstream = upstream
+        """Returns the handler of an Upstream by name; raises KeyError when there is none."""
+        self.spawn = spawn
+        """Runs a coroutine that may outlive the request; it ends with the process."""
+        self.close = close
+        """Registers a function to call when this configuration is retired."""
+        self.log = log
+        """Writes one structured event: `log("shadow denial", rule=...)`."""
+        self.line = line
+        """Says where a key of this policy stands: `line("allow[0]")` -> (file, line)."""
+
+
+class Filter(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """A policy: the struct is its YAML schema, `wrap` its behaviour.
+
+    `name` is its key under `policies`. Fields are documented by `Annotated[..., Meta(description=...)]`.
+    """
+
+    name: ClassVar[str]
+
+    def wrap(self, inner: Handler, build: Build) -> Handler:
+        """Returns the handler that does this policy's work around `inner`; called once for each route and swap."""
+        raise NotImplementedError
+
+
+class Source(Protocol):
+    """Where configuration comes from. `updates` yields whole models; the taker answers each with one of the others."""
+
+    def updates(self) -> Any: ...
+    def accept(self, version: str) -> None: ...
+    def reject(self, version: str, error: Exception) -> None: ...

@@ -1,0 +1,39 @@
+"""Header fields as a list of (lower-case name, value) byte pairs: order and duplicates are kept, nothing is decoded."""
+
+from collections.abc import Iterable
+
+Headers = list[tuple[bytes, bytes]]
+
+# RFC 9110 7.6.1, plus the obsolete names that old peers still send.
+HOP_BY_HOP = frozenset(
+    (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"te", b"trailer", b"upgrade")
+)
+
+
+def find(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
+    """Returns the first value of `name` (lower case), or None."""
+    for key, value in headers:
+        if key == name:
+            return value
+    return None
+
+
+def find_all(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
+    """Returns every value of `name` (lower case) in order."""
+    return [value for key, value in headers if key == name]
+
+
+def joined(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
+    """Returns all values of `name` as one list value (RFC 9110 5.3), or None if there is none."""
+    values = find_all(headers, name)
+    return b", ".join(values) if values else None
+
+
+def without(headers: Iterable[tuple[bytes, bytes]], *names: bytes) -> Headers:
+    """Returns the headers less every field called one of `names` (lower case)."""
+    return [pair for pair in headers if pair[0] not in names]
+
+
+def tokens(value: bytes) -> list[bytes]:
+    """Splits a comma-separated list into lower-case tokens, leaving out empty ones (RFC 9110 5.6.1)."""
+    return [token for part in value.split(b",") if (token := part.strip(b" \t").lower())]

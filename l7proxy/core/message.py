@@ -1,0 +1,86 @@
+"""The two messages that pass through every handler chain."""
+
+from collections.abc import Callable
+from typing import Any, Union
+
+from msgspec import Struct
+
+from l7proxy.core.headers import Headers
+from l7proxy.core.peer import ANONYMOUS, Peer
+from l7proxy.core.stream import Stream
+
+Body = Union[bytes, Stream]
+"""A body that arrived whole is `bytes`; one still on its way is a `Stream`."""
+
+
+class Request(Struct, weakref=False):
+    """One request, and the ledger of what happened to it.
+
+    `path` is the normalised path without the query, the one value that is matched and authorised; `target` is what is
+    sent upstream. Header names are lower case; hop-by-hop fields are gone. `deadline` and the `t_*` marks are seconds of
+    the event loop's clock. `upgrade` is the protocol asked for (`websocket`), whose bytes follow in `body` once the
+    answer is 101 (or 200 to a CONNECT).
+    """
+
+    method: bytes
+    scheme: bytes
+    authority: bytes
+    path: bytes
+    query: bytes
+    target: bytes
+    headers: Headers
+    body: Body
+    version: str = "1.1"
+    peer: Peer = ANONYMOUS
+    source: str = ""
+    forwarded: str = ""
+    inbound: bool = True
+    upgrade: bytes | None = None
+    deadline: float | None = None
+    span: Any = None
+    trace: Any = None
+    destination: tuple[str, int] | None = None
+    # The ledger: written on the way, read once at the end.
+    request_id: bytes = b""
+    route: Any = None
+    pattern: str = ""
+    upstream: str = ""
+    endpoint: str = ""
+    attempt: int = 0
+    code: str = ""
+    detail: str = ""
+    flags: str = ""
+    grpc_status: int = -1
+    bytes_in: int = 0
+    bytes_out: int = 0
+    t_start: float = 0.0
+    t_sent: float = 0.0
+    t_connected: float = 0.0
+    t_head: float = 0.0
+
+
+class Response(Struct, weakref=False):
+    """One response, handed over as soon as its head is known; the body may still be on its way.
+
+    `trailers` go with a whole body; a `Stream` carries its own. `on_end(error)` is called once after the last byte, with
+    None or the exception that cut the body short; use `then` to add to it.
+    """
+
+    status: int
+    headers: Headers
+    body: Body = b""
+    trailers: Headers | None = None
+    on_end: Callable[[BaseException | None], None] | None = None
+
+    def then(self, action: Callable[[BaseException | None], None]) -> None:
+        """Adds `action(error)` before what is to happen at the end of this response."""
+        before = self.on_end
+        if before is None:
+            self.on_end = action
+            return
+
+        def both(error: BaseException | None) -> None:
+            action(error)
+            before(error)
+
+        self.on_end = both

@@ -1,0 +1,108 @@
+"""One direction of a message body: bytes that a protocol feeds and one reader takes, with backpressure."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from l7proxy.core.headers import Headers
+
+HIGH_WATER = 256 * 1024
+"""Bytes that a stream holds before its source should stop feeding; h2 sources count window credit instead."""
+
+
+class Stream:
+    """A body on its way.
+
+    The source calls `feed`, then `end` or `fail`. The reader awaits `read` until it returns b"", after which `trailers`
+    holds the trailer fields, if any. `consumed(n)` tells the source that the reader took n bytes; `closed()` that the
+    reader gave up before the end.
+    """
+
+    __slots__ = ("_chunks", "_consumed", "_closed", "_waiter", "sink", "size", "total", "ended", "error", "trailers")
+
+    def __init__(
+        self, consumed: Callable[[int], None] | None = None, closed: Callable[[], None] | None = None
+    ) -> None:
+        self._chunks: deque[bytes] = deque()
+        self._consumed = consumed
+        self._closed = closed
+        self._waiter: asyncio.Future[None] | None = None
+        self.sink: Callable[[bytes], None] | None = None
+        self.size = 0
+        self.total = 0
+        self.ended = False
+        self.error: BaseException | None = None
+        self.trailers: Headers | None = None
+
+    def feed(self, data: bytes) -> None:
+        """Adds bytes; what comes after the end or a failure is dropped."""
+        if self.ended:
+            return
+        self.total += len(data)
+        if self.sink is not None:
+            self.sink(data)
+            return
+        self._chunks.append(data)
+        self.size += len(data)
+        self._wake()
+
+    def end(self, trailers: Headers | None = None) -> None:
+        """Marks the clean end of the body."""
+        if not self.ended:
+            self.trailers = trailers
+            self.ended = True
+            self._wake()
+
+    def fail(self, error: BaseException) -> None:
+        """Marks an end that is not clean: the reader gets `error` once it has read what came before."""
+        if not self.ended:
+            self.error = error
+            self.ended = True
+            self._wake()
+
+    async def read(self) -> bytes:
+        """Returns all bytes that are there, waiting for some; b"" at the end; raises what `fail` was given."""
+        while not self._chunks:
+            if self.ended:
+                if self.error is not None:
+                    raise self.error
+                return b""
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        return self.take()
+
+    def take(self) -> bytes:
+        """Returns all bytes that are there without waiting; b"" when there are none."""
+        chunks = self._chunks
+        if not chunks:
+            return b""
+        data = chunks.popleft() if len(chunks) == 1 else b"".join(chunks)
+        chunks.clear()
+        size, self.size = self.size, 0
+        if self._consumed is not None:
+            self._consumed(size)
+        return data
+
+    @property
+    def drained(self) -> bool:
+        """True when the clean end has been reached and every byte was read."""
+        return self.ended and self.error is None and not self._chunks
+
+    def close(self) -> None:
+        """The reader gives up: buffered bytes are dropped and the source is told, unless it had ended."""
+        self._chunks.clear()
+        self.size = 0
+        if not self.ended:
+            self.ended = True
+            self.error = ConnectionAbortedError("the reader of this body gave up")
+            self._wake()
+            if self._closed is not None:
+                self._closed()
+
+    def _wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)

@@ -1,0 +1,1 @@
+"""SPIFFE identities, where certificates come from, and the TLS contexts made of them."""

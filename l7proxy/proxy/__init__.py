@@ -1,0 +1,1 @@
+"""From a model to a live snapshot, and from a request to its response."""

@@ -1,0 +1,1 @@
+"""Protocols as sans-IO state machines: bytes in, events out."""
