@@ -13,4 +13,5 @@ def need(module: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise MissingExtra(f"this needs the package {module.split('.')[0]!r}: pip install 'l7proxy[{extra}]'") from error
+        package = module.split(".")[0]
+        raise MissingExtra(f"this needs the package {package!r}: pip install 'l7proxy[{extra}]'") from error

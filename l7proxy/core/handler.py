@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Coroutine
 from random import Random
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 from msgspec import Struct
 
@@ -27,9 +27,10 @@ class Keep:
     def get(self, key: Any, make: Callable[[], T]) -> T:
         """Returns the object kept under `key`, from the live configuration or made now."""
         if key in self._next:
-            return self._next[key]  # type: ignore[no-any-return]
-        value = self._next[key] = self._live[key] if key in self._live else make()
-        return value  # type: ignore[no-any-return]
+            return cast(T, self._next[key])
+        value: T = self._live[key] if key in self._live else make()
+        self._next[key] = value
+        return value
 
     def commit(self) -> list[Any]:
         """The configuration that was compiled goes live."""

@@ -16,9 +16,9 @@ Body = Union[bytes, Stream]
 class Request(Struct, weakref=False):
     """One request, and the ledger of what happened to it.
 
-    `path` is the normalised path without the query, the one value that is matched and authorised; `target` is what is
-    sent upstream. Header names are lower case; hop-by-hop fields are gone. `deadline` and the `t_*` marks are seconds of
-    the event loop's clock. `upgrade` is the protocol asked for (`websocket`), whose bytes follow in `body` once the
+    `path` is the normalised path without the query, the one value that is matched and authorised; `target` is what
+    is sent upstream. Header names are lower case; hop-by-hop fields are gone. `deadline` and the `t_*` marks are
+    seconds of the event loop's clock. `upgrade` is the protocol asked for (`websocket`), whose bytes follow in `body` once the
     answer is 101 (or 200 to a CONNECT).
     """
 
@@ -62,8 +62,8 @@ class Request(Struct, weakref=False):
 class Response(Struct, weakref=False):
     """One response, handed over as soon as its head is known; the body may still be on its way.
 
-    `trailers` go with a whole body; a `Stream` carries its own. `on_end(error)` is called once after the last byte, with
-    None or the exception that cut the body short; use `then` to add to it.
+    `trailers` go with a whole body; a `Stream` carries its own. `on_end(error)` is called once after the last byte,
+    with None or the exception that cut the body short; use `then` to add to it.
     """
 
     status: int

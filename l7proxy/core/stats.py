@@ -1,11 +1,21 @@
-"""Counters, gauges and histograms as plain attributes; telemetry reads them, nobody on the hot path looks anything up."""
+"""Counters, gauges and histograms as plain attributes: the hot path bumps them, telemetry reads them."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 
 Labels = tuple[tuple[str, str], ...]
 
-LATENCY_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+LATENCY_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075) + (
+    0.1,
+    0.25,
+    0.5,
+    0.75,
+    1.0,
+    2.5,
+    5.0,
+    7.5,
+    10.0,
+)
 
 
 class Counter:

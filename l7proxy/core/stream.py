@@ -15,18 +15,30 @@ class Stream:
 
     The source calls `feed`, then `end` or `fail`. The reader awaits `read` until it returns b"", after which `trailers`
     holds the trailer fields, if any. `consumed(n)` tells the source that the reader took n bytes; `closed()` that the
-    reader gave up before the end.
+    reader gave up before the end. `wanted()`, if set, is called once when somebody first waits for bytes (that is when
+    `100 Continue` is due). A `sink` takes the bytes as they are fed, in place of the reader.
     """
 
-    __slots__ = ("_chunks", "_consumed", "_closed", "_waiter", "sink", "size", "total", "ended", "error", "trailers")
+    __slots__ = (
+        "_chunks",
+        "_consumed",
+        "_closed",
+        "_waiter",
+        "wanted",
+        "sink",
+        "size",
+        "total",
+        "ended",
+        "error",
+        "trailers",
+    )
 
-    def __init__(
-        self, consumed: Callable[[int], None] | None = None, closed: Callable[[], None] | None = None
-    ) -> None:
+    def __init__(self, consumed: Callable[[int], None] | None = None, closed: Callable[[], None] | None = None) -> None:
         self._chunks: deque[bytes] = deque()
         self._consumed = consumed
         self._closed = closed
         self._waiter: asyncio.Future[None] | None = None
+        self.wanted: Callable[[], None] | None = None
         self.sink: Callable[[bytes], None] | None = None
         self.size = 0
         self.total = 0
@@ -67,6 +79,10 @@ class Stream:
                 if self.error is not None:
                     raise self.error
                 return b""
+            if self.wanted is not None:
+                wanted, self.wanted = self.wanted, None
+                wanted()
+                continue
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter

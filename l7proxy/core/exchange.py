@@ -1,0 +1,21 @@
+"""What our own server knows of a request beyond the ASGI scope: `scope["extensions"]["l7proxy"]`."""
+
+from typing import Protocol
+
+from l7proxy.core.message import Body
+from l7proxy.core.peer import Peer
+
+
+class Exchange(Protocol):
+    """One request on one of our server's connections, whichever protocol it speaks.
+
+    `body` is the request body (`bytes` when it arrived whole); the response goes through ASGI's `send`, where status 101
+    (or 200 to an extended CONNECT) turns both bodies into a raw tunnel. `upgrade` is the protocol asked for, lower
+    case. `destination` is the address that the client dialled before a redirection, or None. A client that goes away
+    cancels the task that runs the application.
+    """
+
+    body: Body
+    peer: Peer
+    upgrade: bytes | None
+    destination: tuple[str, int] | None
