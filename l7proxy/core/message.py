@@ -18,8 +18,8 @@ class Request(Struct, weakref=False):
 
     `path` is the normalised path without the query, the one value that is matched and authorised; `target` is what
     is sent upstream. Header names are lower case; hop-by-hop fields are gone. `deadline` and the `t_*` marks are
-    seconds of the event loop's clock. `upgrade` is the protocol asked for (`websocket`), whose bytes follow in `body` once the
-    answer is 101 (or 200 to a CONNECT).
+    seconds of the event loop's clock. `upgrade` is the protocol asked for (`websocket`), whose bytes follow in `body`
+    once the answer is 101 (or 200 to a CONNECT).
     """
 
     method: bytes
