@@ -1,0 +1,41 @@
+# Every target makes the virtual environment by itself; `make demo` and `make test` are all that a newcomer needs.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+SECONDS_OF_FUZZ ?= 60
+WORKERS ?= 2
+
+.PHONY: demo test bench check fuzz clean
+
+demo: $(STAMP)
+	@$(BIN)/l7proxy demo
+
+test: $(STAMP)
+	@$(BIN)/python -m tests.support.servers
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+bench: $(STAMP)
+	@$(BIN)/python -m tests.support.servers
+	@$(BIN)/python -m bench
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+fuzz: $(STAMP)
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS_OF_FUZZ)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "l7proxy needs CPython 3.11 or newer; name one with make PYTHON=/path/to/python"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+		{ echo "this Python cannot make a virtual environment; on Debian: apt-get install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $(STAMP)
