@@ -1,0 +1,402 @@
+"""HTTP/1.1 as a sans-IO codec: `RequestReader` for what clients send, `ResponseReader` for what upstreams answer.
+
+A reader is fed bytes and asked for the next event: a head, body bytes, or END. The grammar is one regular expression for
+each kind of head; heads that do not match it are diagnosed apart, off the fast path. See RFC 9112.
+"""
+
+import re
+from enum import Enum
+from http import HTTPStatus
+from typing import Final
+
+from msgspec import Struct
+
+from l7proxy.core.headers import Headers
+from l7proxy.wire.framing import (
+    CHUNKED,
+    FIELDS,
+    TOKEN,
+    UNTIL_CLOSE,
+    Framing,
+    Limits,
+    Malformed,
+    check_host,
+    fault_in,
+    fault_in_fields,
+    interpret,
+    trailers_of,
+)
+
+_REQUEST = re.compile(rb"(" + TOKEN + rb"{1,32}) ([!-\[\]-~]+) HTTP/1\.([01])\r\n" + FIELDS)
+_RESPONSE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [^\x00-\x08\x0a-\x1f\x7f]*)?\r\n" + FIELDS)
+_TRAILERS = re.compile(FIELDS)
+_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,16})(;[^\x00-\x08\x0a-\x1f\x7f]*)?\r\n")
+_SCHEME = re.compile(rb"(https?)://([^/?#@]*)([/?].*)?", re.IGNORECASE | re.DOTALL)
+_VERSION = re.compile(rb"HTTP/[0-9]\.[0-9]")
+
+
+class End(Enum):
+    """The event after the last body byte."""
+
+    END = "end"
+
+
+END: Final = End.END
+
+
+class RequestHead(Struct):
+    """The head of one request.
+
+    `target` is in origin form (`*` and CONNECT's authority as they came). `length` is the number of body bytes or
+    CHUNKED. `headers` are the end-to-end fields without Host, which is `authority`.
+    """
+
+    method: bytes
+    target: bytes
+    minor: int
+    authority: bytes
+    headers: Headers
+    length: int
+    keep_alive: bool
+    upgrade: bytes | None
+    expect: bool
+    te_trailers: bool
+
+
+class ResponseHead(Struct):
+    """The head of one response; `length` is the number of body bytes, CHUNKED or UNTIL_CLOSE.
+
+    `idle` is what the peer says in `Keep-Alive: timeout`, in seconds.
+    """
+
+    status: int
+    minor: int
+    headers: Headers
+    length: int
+    keep_alive: bool
+    upgrade: bytes | None
+    idle: float | None
+
+
+class _Reader:
+    """The bytes that are there, and where in a body they are."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._buffer = b""
+        self._remaining = 0
+        self._in_body = False
+        self._chunk_line = False
+        self._chunk_end = False
+
+    def feed(self, data: bytes) -> None:
+        """Adds bytes that arrived."""
+        self._buffer = self._buffer + data if self._buffer else data
+
+    @property
+    def buffered(self) -> int:
+        """Bytes that were fed and not yet made into events."""
+        return len(self._buffer)
+
+    def take_rest(self) -> bytes:
+        """Gives up all buffered bytes, as the first of a tunnel."""
+        rest, self._buffer = self._buffer, b""
+        return rest
+
+    def _begin_body(self, length: int) -> None:
+        if length:
+            self._in_body = True
+            self._chunk_line = length == CHUNKED
+            self._chunk_end = False
+            self._remaining = 0 if length == CHUNKED else length
+            self._chunked = length == CHUNKED
+        self.trailers: Headers | None = None
+
+    def body(self) -> bytes | End | None:
+        """Returns the next body bytes, END after the last, or None when more bytes must be fed. Raises Malformed."""
+        if self._chunked:
+            return self._chunks()
+        remaining = self._remaining
+        if remaining == 0:
+            self._in_body = False
+            return END
+        data = self._buffer
+        if not data:
+            return None
+        if remaining == UNTIL_CLOSE:
+            self._buffer = b""
+            return data
+        if len(data) <= remaining:
+            self._buffer = b""
+        else:
+            self._buffer = data[remaining:]
+            data = data[:remaining]
+        self._remaining = remaining - len(data)
+        return data
+
+    def _chunks(self) -> bytes | End | None:
+        """Takes all the chunk data that is there (RFC 9112 7.1)."""
+        buffer = self._buffer
+        at = 0
+        parts: list[bytes] = []
+        try:
+            while True:
+                if self._remaining:
+                    part = buffer[at : at + self._remaining]
+                    if not part:
+                        break
+                    parts.append(part)
+                    at += len(part)
+                    self._remaining -= len(part)
+                    if self._remaining:
+                        break
+                    self._chunk_end = True
+                if self._chunk_end:
+                    crlf = buffer[at : at + 2]
+                    if crlf != b"\r\n":
+                        if b"\r\n".startswith(crlf):
+                            break
+                        raise Malformed("chunk_data")
+                    at += 2
+                    self._chunk_end = False
+                    self._chunk_line = True
+                if self._chunk_line:
+                    match = _CHUNK.match(buffer, at)
+                    if match is None:
+                        self._check_partial_chunk_line(buffer, at)
+                        break
+                    if match[2] is not None and len(match[2]) > self.limits.chunk_extension:
+                        raise Malformed("chunk_extension")
+                    at = match.end()
+                    self._remaining = int(match[1], 16)
+                    self._chunk_line = False
+                    if self._remaining:
+                        continue
+                # The last chunk has been read: what follows is the trailer section.
+                if parts:
+                    break
+                match = _TRAILERS.match(buffer, at)
+                if match is None:
+                    self._check_partial_trailers(buffer[at:])
+                    break
+                at = match.end()
+                self.trailers = trailers_of(match[1], self.limits) if match[1] else None
+                self._in_body = False
+                return END
+        finally:
+            self._buffer = buffer[at:] if at else buffer
+        if parts:
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+        return None
+
+    def _check_partial_chunk_line(self, buffer: bytes, at: int) -> None:
+        line = buffer[at : at + self.limits.chunk_extension + 19]
+        size, semicolon, extension = line.partition(b";")
+        if semicolon:
+            if b"\n" in extension or re.search(rb"[\x00-\x08\x0a-\x0c\x0e-\x1f\x7f]|\r(?!\Z)", extension):
+                raise Malformed("chunk_extension")
+            if len(extension) > self.limits.chunk_extension:
+                raise Malformed("chunk_extension")
+            whole = size
+        else:
+            whole = size.removesuffix(b"\r")
+        if not re.fullmatch(rb"[0-9A-Fa-f]{0,16}", whole) or (size != whole and not whole) or (semicolon and not whole):
+            raise Malformed("chunk_size")
+
+    def _check_partial_trailers(self, section: bytes) -> None:
+        if len(section) > self.limits.head:
+            raise Malformed("trailers_too_large", "headers_too_large")
+        if fault := fault_in(section):
+            raise Malformed(fault)
+        if b"\r\n\r\n" in section or section.startswith((b" ", b"\t")):
+            raise Malformed(fault_in_fields(section.partition(b"\r\n\r\n")[0]))
+
+
+class RequestReader(_Reader):
+    """Reads the requests of one connection, one after the other."""
+
+    def head(self) -> RequestHead | None:
+        """Returns the next head, or None when more bytes must be fed. Raises Malformed, after which all is lost."""
+        buffer = self._buffer
+        # RFC 9112 2.2: an empty line before the request line is ignored.
+        if buffer.startswith(b"\r\n"):
+            self._buffer = buffer = buffer[2:]
+        if not buffer:
+            return None
+        limits = self.limits
+        match = _REQUEST.match(buffer)
+        if match is None or match.end() > limits.head:
+            self._refuse_or_wait(buffer)
+            return None
+        method, target, minor_digit, block = match.groups()
+        if len(target) > limits.target:
+            raise Malformed("target_too_long", "uri_too_long")
+        end = match.end()
+        self._buffer = buffer[end:] if end < len(buffer) else b""
+        minor = 1 if minor_digit == b"1" else 0
+        framing = interpret(block, minor, limits)
+        authority = framing.host
+        if target[0] != 47:  # "/"
+            target, authority = _other_form(method, target, authority, minor)
+        elif authority is None:
+            if minor:
+                raise Malformed("no_host")
+            authority = b""
+        else:
+            check_host(authority)
+        length = framing.length or 0
+        connection = framing.connection
+        if connection:
+            keep_alive = b"close" not in connection and (minor == 1 or b"keep-alive" in connection)
+            # Upgrade counts only when Connection names it (RFC 9110 7.8); h2c is not offered (RFC 9113 3.1).
+            upgrade = framing.upgrade if b"upgrade" in connection and minor and framing.upgrade != b"h2c" else None
+        else:
+            keep_alive = minor == 1
+            upgrade = None
+        if upgrade is not None and length:
+            upgrade = None
+        expect = framing.expect
+        if expect is not None and expect != b"100-continue":
+            raise Malformed("expect")
+        self._begin_body(length)
+        return RequestHead(
+            method, target, minor, authority, framing.headers, length, keep_alive, upgrade,
+            expect is not None and minor == 1, framing.te_trailers,
+        )  # fmt: skip
+
+    def _refuse_or_wait(self, buffer: bytes) -> None:
+        """Raises for a head that no further byte can mend; returns when it is only incomplete."""
+        limits = self.limits
+        line, crlf, rest = buffer.partition(b"\r\n")
+        if len(line) > limits.target + 64:
+            raise Malformed("target_too_long", "uri_too_long")
+        if fault := fault_in(line + crlf):
+            raise Malformed(fault)
+        parts = line.split(b" ")
+        if not re.fullmatch(TOKEN + rb"{1,32}", parts[0]) and not (len(parts) == 1 and not parts[0]):
+            raise Malformed("method")
+        if crlf:
+            if len(parts) != 3:
+                raise Malformed("request_line")
+            if not re.fullmatch(rb"[!-\[\]-~]+", parts[1]):
+                raise Malformed("target")
+            if parts[2] not in (b"HTTP/1.1", b"HTTP/1.0"):
+                raise Malformed("version", "http_version" if _VERSION.fullmatch(parts[2]) else "bad_request")
+            if len(parts[1]) > limits.target:
+                raise Malformed("target_too_long", "uri_too_long")
+        _check_partial_fields(rest, limits)
+
+
+class ResponseReader(_Reader):
+    """Reads the responses on one upstream connection, one after the other."""
+
+    def head(self, method: bytes) -> ResponseHead | None:
+        """Returns the next head (interim ones too), or None when more bytes must be fed.
+
+        `method` is that of the request, since HEAD decides the framing. Raises Malformed with code upstream_protocol.
+        """
+        buffer = self._buffer
+        if not buffer:
+            return None
+        match = _RESPONSE.match(buffer)
+        if match is None or match.end() > self.limits.head:
+            self._refuse_or_wait(buffer)
+            return None
+        minor_digit, status_digits, block = match.groups()
+        end = match.end()
+        self._buffer = buffer[end:] if end < len(buffer) else b""
+        minor = 1 if minor_digit == b"1" else 0
+        try:
+            framing = interpret(block, minor, self.limits)
+        except Malformed as error:
+            raise Malformed(error.reason, "upstream_protocol") from None
+        status = int(status_digits)
+        connection = framing.connection
+        keep_alive = b"close" not in connection and (minor == 1 or b"keep-alive" in connection)
+        length = _response_length(method, status, framing)
+        if length == UNTIL_CLOSE:
+            keep_alive = False
+        self._begin_body(length)
+        return ResponseHead(status, minor, framing.headers, length, keep_alive, framing.upgrade, framing.idle)
+
+    def body(self) -> bytes | End | None:
+        try:
+            return super().body()
+        except Malformed as error:
+            raise Malformed(error.reason, "upstream_protocol") from None
+
+    def _refuse_or_wait(self, buffer: bytes) -> None:
+        line, crlf, rest = buffer.partition(b"\r\n")
+        fault = fault_in(line + crlf)
+        if fault is None and not b"HTTP/1.".startswith(line[:7]):
+            fault = "status_line"
+        if fault is None and crlf and not re.fullmatch(rb"HTTP/1\.[01] [1-5][0-9][0-9](?: .*)?", line):
+            fault = "status_line"
+        if fault is not None or len(line) > self.limits.target:
+            raise Malformed(fault or "status_line", "upstream_protocol")
+        try:
+            _check_partial_fields(rest, self.limits)
+        except Malformed as error:
+            raise Malformed(error.reason, "upstream_protocol") from None
+
+
+def _check_partial_fields(rest: bytes, limits: Limits) -> None:
+    if fault := fault_in(rest):
+        raise Malformed(fault)
+    if len(rest) > limits.head:
+        raise Malformed("head_too_large", "headers_too_large")
+    if b"\r\n\r\n" in rest or rest.startswith((b" ", b"\t")):
+        raise Malformed(fault_in_fields(rest.partition(b"\r\n\r\n")[0]))
+
+
+def _other_form(method: bytes, target: bytes, host: bytes | None, minor: int) -> tuple[bytes, bytes]:
+    """Returns (origin-form target, authority) of the rarer request targets (RFC 9112 3.2.2 to 3.2.4)."""
+    if method == b"CONNECT":
+        check_host(target)
+        if host is not None and host != target:
+            raise Malformed("authority_differs_from_host")
+        return target, target
+    if host is None and minor:
+        raise Malformed("no_host")
+    if target == b"*" and method == b"OPTIONS":
+        check_host(host or b"localhost")
+        return target, host or b""
+    match = _SCHEME.fullmatch(target)
+    if match is None:
+        raise Malformed("target")
+    authority, rest = match[2], match[3] or b"/"
+    check_host(authority)
+    # RFC 9112 3.2.2 would ignore Host; one that differs is nobody's honest request.
+    if host is not None and host.lower() != authority.lower():
+        raise Malformed("authority_differs_from_host")
+    return (b"/" + rest if rest[:1] == b"?" else rest), authority
+
+
+def _response_length(method: bytes, status: int, framing: Framing) -> int:
+    """RFC 9112 6.3, items 1, 2, 4, 6 and 8."""
+    if method == b"HEAD" or status < 200 or status in (204, 304):
+        return 0
+    if method == b"CONNECT" and status < 300:
+        return 0
+    return UNTIL_CLOSE if framing.length is None else framing.length
+
+
+_REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
+STATUS_LINES = {
+    status: b"HTTP/1.1 %d %b\r\n" % (status, _REASONS.get(status, b"Unknown")) for status in range(100, 600)
+}
+
+
+def encode_fields(headers: Headers) -> bytes:
+    """Returns the field lines of `headers`, each with its CRLF; names and values are those of a checked message."""
+    return b"".join([b"%b: %b\r\n" % pair for pair in headers])
+
+
+def encode_chunk(data: bytes) -> bytes:
+    """Returns one chunk; `data` is not empty, since an empty chunk would end the body."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def encode_last_chunk(trailers: Headers | None) -> bytes:
+    """Returns the last chunk with its trailer section."""
+    return b"0\r\n%b\r\n" % encode_fields(trailers) if trailers else b"0\r\n\r\n"
