@@ -47,7 +47,7 @@ _KEPT = re.compile(
     rb"|content-type|content-encoding|content-range|range|origin|expect|x-forwarded-.*|x-request-id|x-real-ip"
     rb"|x-l7proxy-.*|x-envoy-.*|x-b3-.*|b3)"
 )
-_FORBIDDEN_TRAILERS = frozenset(
+FORBIDDEN_TRAILERS = frozenset(
     (b"authorization", b"content-encoding", b"content-length", b"content-range", b"content-type", b"host", b"te")
     + (b"transfer-encoding", b"connection", b"trailer", b"upgrade", b"cookie", b"set-cookie", b"forwarded")
     + (b"x-forwarded-for", b"x-forwarded-client-cert", b"cache-control", b"expect", b"max-forwards", b"range")
@@ -190,7 +190,7 @@ def trailers_of(block: bytes, limits: Limits) -> Headers:
     trailers = []
     for line in block.split(b"\r\n")[:-1]:
         name, _, value = line.partition(b":")
-        if (name := name.lower()) not in _FORBIDDEN_TRAILERS:
+        if (name := name.lower()) not in FORBIDDEN_TRAILERS:
             trailers.append((name, value.strip(b" \t")))
     if len(trailers) > limits.headers:
         raise Malformed("too_many_trailers", "headers_too_large")
