@@ -218,10 +218,10 @@ class RequestReader(_Reader):
     def head(self) -> RequestHead | None:
         """Returns the next head, or None when more bytes must be fed. Raises Malformed, after which all is lost."""
         buffer = self._buffer
-        # RFC 9112 2.2: an empty line before the request line is ignored.
-        if buffer.startswith(b"\r\n"):
+        # RFC 9112 2.2: empty lines before the request line are ignored, in however many pieces they come.
+        while buffer.startswith(b"\r\n"):
             self._buffer = buffer = buffer[2:]
-        if not buffer:
+        if not buffer or buffer == b"\r":
             return None
         limits = self.limits
         match = _REQUEST.match(buffer)
@@ -351,13 +351,13 @@ def _check_partial_fields(rest: bytes, limits: Limits) -> None:
 
 def _other_form(method: bytes, target: bytes, host: bytes | None, minor: int) -> tuple[bytes, bytes]:
     """Returns (origin-form target, authority) of the rarer request targets (RFC 9112 3.2.2 to 3.2.4)."""
+    if host is None and minor:
+        raise Malformed("no_host")
     if method == b"CONNECT":
         check_host(target)
         if host is not None and host != target:
             raise Malformed("authority_differs_from_host")
         return target, target
-    if host is None and minor:
-        raise Malformed("no_host")
     if target == b"*" and method == b"OPTIONS":
         check_host(host or b"localhost")
         return target, host or b""
