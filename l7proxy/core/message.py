@@ -42,6 +42,7 @@ class Request(Struct, weakref=False):
     destination: tuple[str, int] | None = None
     # The ledger: written on the way, read once at the end.
     request_id: bytes = b""
+    trace_id: bytes = b""
     route: Any = None
     pattern: str = ""
     upstream: str = ""
