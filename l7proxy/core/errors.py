@@ -66,6 +66,10 @@ class ProxyError(Exception):
         return f"{self.code.name}: {self.detail or self.code.text}"
 
 
+class Cut(Exception):
+    """A response that has begun cannot be completed: the connection or stream must end so that the client can tell."""
+
+
 class ConfigError(Exception):
     """A configuration that cannot be used: one `file:line: message` for each mistake."""
 

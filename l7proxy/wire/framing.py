@@ -1,7 +1,7 @@
 """Which bytes are one HTTP/1.1 message: the header grammar and the only Content-Length / Transfer-Encoding decision.
 
-Everything that two parsers could read differently is refused, for requests and for responses alike. Each refusal carries
-a reason, which is the label of a counter.
+Everything that two parsers could read differently is refused, for requests and for responses alike. Each refusal
+carries a reason, which is the label of a counter.
 """
 
 import re

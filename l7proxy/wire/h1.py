@@ -1,7 +1,7 @@
 """HTTP/1.1 as a sans-IO codec: `RequestReader` for what clients send, `ResponseReader` for what upstreams answer.
 
-A reader is fed bytes and asked for the next event: a head, body bytes, or END. The grammar is one regular expression for
-each kind of head; heads that do not match it are diagnosed apart, off the fast path. See RFC 9112.
+A reader is fed bytes and asked for the next event: a head, body bytes, or END. The grammar is one regular expression
+for each kind of head; heads that do not match it are diagnosed apart, off the fast path. See RFC 9112.
 """
 
 import re

@@ -1,0 +1,111 @@
+"""Accepts connections and settles, once for each, what is spoken on it: TLS or not, HTTP/1.1 or HTTP/2."""
+
+import asyncio
+import errno
+import socket
+from collections.abc import Sequence
+from typing import cast
+
+from l7proxy.server.h1 import H1Protocol
+from l7proxy.server.listener import Listener
+
+_BATCH = 64
+"""Connections accepted in one turn of the event loop."""
+_BACKOFF = 0.1
+"""Seconds to wait when the process has no file descriptor left."""
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class Acceptor:
+    """Takes connections from listening sockets, and pauses while the process can hold no more."""
+
+    def __init__(self, listener: Listener, sockets: Sequence[socket.socket]) -> None:
+        self.listener = listener
+        self._sockets = list(sockets)
+        self._paused = False
+        self._opening: set[asyncio.Task[None]] = set()
+        self._exhausted = listener.stats.counter(
+            "l7proxy_accept_paused_total", "Times that accepting paused for want of descriptors or connections",
+            listener=listener.name,
+        )  # fmt: skip
+        listener.on_closed = self._on_closed
+        for sock in self._sockets:
+            sock.setblocking(False)
+        self._resume()
+
+    def close(self) -> None:
+        """Stops accepting and closes the listening sockets; connections live on."""
+        self.pause()
+        for sock in self._sockets:
+            sock.close()
+        self._sockets.clear()
+
+    def pause(self) -> None:
+        """Leaves new connections in the kernel's queue."""
+        self._paused = True
+        for sock in self._sockets:
+            self.listener.loop.remove_reader(sock)
+
+    def _resume(self) -> None:
+        self._paused = False
+        for sock in self._sockets:
+            self.listener.loop.add_reader(sock, self._accept, sock)
+
+    def _on_closed(self) -> None:
+        if self._paused and self._sockets and len(self.listener.connections) < self.listener.max_connections:
+            self._resume()
+
+    def _accept(self, server: socket.socket) -> None:
+        listener = self.listener
+        for _ in range(_BATCH):
+            if len(listener.connections) + len(self._opening) >= listener.max_connections:
+                self._exhausted.value += 1
+                self.pause()
+                return
+            try:
+                sock, _ = server.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in _EXHAUSTED:
+                    raise
+                self._exhausted.value += 1
+                self.pause()
+                listener.loop.call_later(_BACKOFF, self._on_closed)
+                return
+            task = listener.loop.create_task(self._open(sock))
+            self._opening.add(task)
+            task.add_done_callback(self._opening.discard)
+
+    async def _open(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        try:
+            await self.listener.loop.connect_accepted_socket(lambda: H1Protocol(self.listener), sock)
+        except OSError:
+            sock.close()
+
+
+def bind(address: str, backlog: int = 4096) -> list[socket.socket]:
+    """Opens the listening sockets of `host:port` or `unix:PATH`; raises OSError that names the address."""
+    try:
+        if address.startswith("unix:"):
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            sock.bind(address[5:])
+            sock.listen(backlog)
+            return [sock]
+        host, _, port = address.rpartition(":")
+        infos = socket.getaddrinfo(
+            host.strip("[]") or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        sockets = []
+        for family, kind, proto, _, name in infos:
+            sock = socket.socket(family, kind, proto)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind(cast(tuple[str, int], name))
+            sock.listen(backlog)
+            sockets.append(sock)
+        return sockets
+    except OSError as error:
+        raise OSError(error.errno, f"cannot listen on {address}: {error.strerror or error}") from error

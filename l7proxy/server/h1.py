@@ -1,0 +1,596 @@
+"""HTTP/1.1 towards clients: one `H1Protocol` a connection, one `H1Exchange` and one task a request."""
+
+import asyncio
+from contextlib import suppress
+from typing import Any, Final, cast
+from urllib.parse import unquote_to_bytes
+
+from l7proxy.core.errors import CODES, Cut
+from l7proxy.core.headers import without
+from l7proxy.core.message import Body
+from l7proxy.core.peer import ANONYMOUS, Peer
+from l7proxy.core.stream import HIGH_WATER, Stream
+from l7proxy.server.listener import NEVER, Listener, Message
+from l7proxy.wire.framing import Malformed
+from l7proxy.wire.h1 import (
+    END,
+    STATUS_LINES,
+    RequestHead,
+    RequestReader,
+    encode_chunk,
+    encode_fields,
+    encode_last_chunk,
+)
+
+_ASGI = {"version": "3.0", "spec_version": "2.4"}
+_PIPELINE = 64 * 1024
+"""Bytes of further requests that are read ahead while one is answered."""
+_DISCARD = 1024 * 1024
+"""Bytes of an unwanted request body that are read so that the connection can be used again."""
+_EXPECTED: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+HALF_CLOSED_GRACE = 1.0
+"""Seconds that a request may go on after its client closed its sending side: it may be `nc`, it may be gone."""
+
+
+class H1Exchange:
+    """One request and its response; see `core.exchange.Exchange`."""
+
+    __slots__ = (
+        "connection",
+        "head",
+        "body",
+        "upgrade",
+        "task",
+        "_start",
+        "_chunked",
+        "_left",
+        "_trailers",
+        "begun",
+        "_received",
+    )
+
+    def __init__(self, connection: "H1Protocol", head: RequestHead, body: Body) -> None:
+        self.connection = connection
+        self.head = head
+        self.body = body
+        self.upgrade = head.upgrade
+        self.task: asyncio.Task[None] | None = None
+        self._start: Message | None = None
+        self.begun = False
+        self._received = False
+        self._chunked = False
+        self._trailers = False
+        self._left = -1
+
+    @property
+    def peer(self) -> Peer:
+        return self.connection.peer
+
+    @property
+    def destination(self) -> tuple[str, int] | None:
+        return self.connection.destination
+
+    @property
+    def authority(self) -> bytes:
+        return self.head.authority
+
+    async def run(self) -> None:
+        """Runs the application, and ends the connection where it leaves the response incomplete."""
+        connection = self.connection
+        head = self.head
+        raw_path, _, query = head.target.partition(b"?")
+        path = unquote_to_bytes(raw_path) if b"%" in raw_path else raw_path
+        try:
+            await connection.listener.app(
+                {
+                    "type": "http",
+                    "asgi": _ASGI,
+                    "http_version": "1.1" if head.minor else "1.0",
+                    "method": head.method.decode("ascii"),
+                    "scheme": connection.scheme,
+                    "path": path.decode("utf-8", "replace"),
+                    "raw_path": raw_path,
+                    "query_string": query,
+                    "root_path": "",
+                    "headers": [(b"host", head.authority), *head.headers],
+                    "client": connection.client,
+                    "server": connection.server,
+                    "extensions": {**connection.extensions, "l7proxy": self},
+                },
+                self.receive,
+                self.send,
+            )
+        except Cut:
+            pass
+        except asyncio.CancelledError:
+            # Only connection_lost and abort cancel: there is nobody left to answer.
+            return
+        except Exception as error:
+            connection.listener.loop.call_exception_handler(
+                {"message": "the application failed", "exception": error, "protocol": connection}
+            )
+            if not self.begun:
+                connection.answer(CODES["filter_error"].status, "filter_error")
+                return
+        if connection.exchange is self:
+            connection.close()
+
+    async def receive(self) -> Message:
+        """ASGI's receive: the body in pieces, then `http.disconnect` once the client has gone."""
+        body = self.body
+        if self._received:
+            # The task is cancelled when the client goes away, so there is never a disconnect to tell of.
+            await asyncio.Future[None]()
+        if type(body) is bytes:
+            self._received = True
+            return {"type": "http.request", "body": body, "more_body": False}
+        stream = cast(Stream, body)
+        data = await stream.read()
+        self._received = stream.drained or not data
+        return {"type": "http.request", "body": data, "more_body": not self._received}
+
+    async def send(self, message: Message) -> None:
+        """ASGI's send; the head waits for the first body event, so that both leave in one write."""
+        connection = self.connection
+        kind = message["type"]
+        if kind == "http.response.body":
+            data: bytes = message.get("body", b"")
+            more: bool = message.get("more_body", False)
+            if self._start is not None:
+                data = self._first(self._start, data, more)
+                self._start = None
+            else:
+                data = self._encode(data, more)
+            if connection.transport is None:
+                return
+            if data:
+                connection.write(data)
+            if not more and not self._trailers:
+                self._finish()
+            elif connection.drained is not None:
+                await connection.drained
+        elif kind == "http.response.start":
+            self._start = message
+            self._trailers = message.get("trailers", False)
+            if message["status"] == 101:
+                connection.begin_tunnel(self, message["headers"])
+                self._start, self.begun = None, True
+        elif kind == "http.response.trailers" and connection.transport is not None:
+            if self._chunked:
+                connection.write(encode_last_chunk(message["headers"]))
+            self._trailers = False
+            self._finish()
+
+    def _first(self, start: Message, data: bytes, more: bool) -> bytes:
+        """Returns the head and the first body bytes, with the framing that fits both ends (RFC 9112 6)."""
+        connection = self.connection
+        self.begun = True
+        status: int = start["status"]
+        # A field line is always behind a line feed, so that a search for one finds no other.
+        head = STATUS_LINES[status] + b"".join([b"%b: %b\r\n" % pair for pair in start["headers"]])
+        if b"\nconnection:" in head or b"\ntransfer-encoding:" in head:
+            head = _head_without(start, b"connection", b"transfer-encoding")
+        request = self.head
+        framing = b""
+        if request.method == b"HEAD" or status in (204, 304):
+            self._left = 0
+            if status == 204 and b"\ncontent-length:" in head:
+                head = _head_without(start, b"content-length")
+            data = b""
+        elif not more and not self._trailers:
+            self._left = 0
+            if b"\ncontent-length: %d\r" % len(data) not in head:
+                head = _head_without(start, b"content-length")
+                framing = b"content-length: %d\r\n" % len(data)
+        elif (at := head.find(b"\ncontent-length: ")) > 0:
+            self._left = int(head[at + 17 : head.index(b"\r", at)])
+            data = self._bounded(data)
+        elif request.minor:
+            framing = b"transfer-encoding: chunked\r\n"
+            self._chunked = True
+            if data:
+                data = encode_chunk(data)
+        else:
+            connection.keep_alive = False
+        if connection.listener.draining or (self.body.__class__ is Stream and not connection.body_ended and not more):
+            connection.keep_alive = False
+        if not connection.keep_alive:
+            framing += b"connection: close\r\n"
+        elif not request.minor:
+            framing += b"connection: keep-alive\r\n"
+        return b"%b%b\r\n%b" % (head, framing, data)
+
+    def _encode(self, data: bytes, more: bool) -> bytes:
+        if self._chunked:
+            out = encode_chunk(data) if data else b""
+            return out if more or self._trailers else out + encode_last_chunk(None)
+        return self._bounded(data) if self._left >= 0 else data
+
+    def _bounded(self, data: bytes) -> bytes:
+        """Cuts what goes beyond the declared length; the connection cannot be trusted after it."""
+        if len(data) > self._left:
+            data = data[: self._left]
+            self.connection.keep_alive = False
+        self._left -= len(data)
+        return data
+
+    def _finish(self) -> None:
+        connection = self.connection
+        if self._left > 0:
+            # Fewer bytes than declared: only a cut connection says so.
+            connection.close()
+        elif connection.exchange is self:
+            connection.end_exchange()
+
+
+class H1Protocol(asyncio.Protocol):
+    """One client connection.
+
+    `exchange` is the request under way: nothing is parsed behind it until its response is complete, so answers keep
+    the order of the requests. `drained` is a future while the client reads slower than we write.
+    """
+
+    def __init__(self, listener: Listener, peer: Peer = ANONYMOUS, secure: bool = False) -> None:
+        self.listener = listener
+        self.peer = peer
+        self.scheme = "https" if secure else "http"
+        self.secure = secure
+        self.extensions: dict[str, Any] = {"http.response.trailers": {}}
+        self.client: tuple[str, int] | None = None
+        self.server: tuple[str, int] | None = None
+        self.destination: tuple[str, int] | None = None
+        self.transport: asyncio.Transport | None = None
+        self.exchange: H1Exchange | None = None
+        self.keep_alive = True
+        self.body_ended = True
+        self.drained: asyncio.Future[None] | None = None
+        self.close_at = NEVER
+        self._reader = RequestReader(listener.limits)
+        self._stream: Stream | None = None
+        self._discarding = False
+        self._discarded = 0
+        self._tunnel = False
+        self._closing = False
+        self._reading = True
+        self._head_since: float | None = listener.now
+        self._touched = listener.now
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.set_write_buffer_limits(HIGH_WATER)
+        self.client = _address(transport.get_extra_info("peername"))
+        self.server = _address(transport.get_extra_info("sockname"))
+        listener = self.listener
+        listener.opened(self)
+        listener.watch(self, listener.now + listener.timeouts.head)
+        if listener.timeouts.max_age != NEVER:
+            # Jittered by a tenth, so that connections made together do not end together.
+            self.close_at = listener.now + listener.timeouts.max_age * (0.9 + (id(self) >> 4) % 100 / 1000)
+
+    def data_received(self, data: bytes) -> None:
+        listener = self.listener
+        self._touched = listener.now
+        listener.received.value += len(data)
+        if self._closing:
+            return
+        if self._tunnel:
+            stream = cast(Stream, self._stream)
+            stream.feed(data)
+            self._throttle(stream.size)
+            return
+        reader = self._reader
+        reader.feed(data)
+        if not self.body_ended:
+            self._receive_body()
+        elif self.exchange is None:
+            self._next()
+        elif reader.buffered > _PIPELINE:
+            self._pause_reading()
+
+    def eof_received(self) -> bool:
+        """Keeps a half-closed connection for a moment: the client may have sent all that it wants to say."""
+        if self._tunnel:
+            cast(Stream, self._stream).end()
+            return not self.secure
+        if self.exchange is None or not self.body_ended:
+            return False
+        self.keep_alive = False
+        self.listener.loop.call_later(HALF_CLOSED_GRACE, self._half_closed, self.exchange)
+        return True
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.transport = None
+        self._closing = True
+        self.listener.closed(self)
+        if self._stream is not None:
+            self._stream.fail(ConnectionResetError("the client went away"))
+        if self.drained is not None:
+            self.drained.cancel()
+            self.drained = None
+        if self.exchange is not None and self.exchange.task is not None:
+            self.exchange.task.cancel()
+            self.exchange = None
+
+    def pause_writing(self) -> None:
+        self.drained = self.listener.loop.create_future()
+
+    def resume_writing(self) -> None:
+        self._touched = self.listener.now
+        if self.drained is not None:
+            if not self.drained.done():
+                self.drained.set_result(None)
+            self.drained = None
+
+    # What the listener asks.
+
+    @property
+    def active(self) -> int:
+        return 0 if self.exchange is None else 1
+
+    def on_tick(self, now: float) -> float | None:
+        """See `listener.Connection`: head, idle and stream timeouts, and the greatest age."""
+        timeouts = self.listener.timeouts
+        if self._closing:
+            self.abort()
+            return None
+        if self.exchange is not None or not self.body_ended:
+            until = self._touched + timeouts.stream
+            if now >= until:
+                self._stall()
+                return None
+            return min(until, max(self.close_at, now + 1.0))
+        if now >= self.close_at and not self.listener.draining:
+            self.close()
+            return None
+        if self._head_since is not None:
+            until = self._head_since + timeouts.head
+            if now < until:
+                return until
+            if self._reader.buffered:
+                self.listener.refused("slow_head")
+                self.answer(CODES["request_timeout"].status, "request_timeout")
+            else:
+                self.close()
+            return None
+        until = self._touched + timeouts.idle
+        if now >= until:
+            self.close()
+            return None
+        return min(until, now + timeouts.stream, max(self.close_at, now + 1.0))
+
+    def drain(self) -> None:
+        """Ends after the response under way, or the next one: closing an idle connection would race with a request."""
+        self.keep_alive = False
+        self.close_at = self.listener.now
+
+    def abort(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+
+    def close(self) -> None:
+        """Sends what was written, then ends; a client that is still sending gets time to read it."""
+        transport = self.transport
+        if transport is None or self._closing:
+            return
+        self._closing = True
+        if self.exchange is not None and self.exchange.task is not asyncio.current_task():
+            task = self.exchange.task
+            if task is not None:
+                task.cancel()
+        self.exchange = None
+        if self.secure or (self.body_ended and not self._reader.buffered):
+            transport.close()
+            return
+        # Closing with unread bytes makes the kernel reset the connection, and the answer may be lost with it.
+        with suppress(OSError, NotImplementedError):
+            transport.write_eof()
+        self._resume_reading()
+        self.listener.loop.call_later(self.listener.timeouts.linger, self.abort)
+
+    # What exchanges ask.
+
+    def write(self, data: bytes) -> None:
+        """Writes to the client; `drained` is set while it should not be called."""
+        listener = self.listener
+        self._touched = listener.now
+        listener.sent.value += len(data)
+        cast(asyncio.Transport, self.transport).write(data)
+
+    def answer(self, status: int, code: str) -> None:
+        """Makes the server's own answer to a request that never became one, and closes."""
+        if self.transport is None:
+            return
+        body = b'{"error":"%b","message":"%b"}\n' % (code.encode(), CODES[code].text.encode())
+        self.write(
+            b"%bcontent-type: application/json\r\ncontent-length: %d\r\nx-l7proxy-error: %b\r\n"
+            b"proxy-status: %b; error=%b\r\nconnection: close\r\n\r\n%b"
+            % (
+                STATUS_LINES[status],
+                len(body),
+                code.encode(),
+                self.listener.service,
+                CODES[code].proxy_status.encode(),
+                body,
+            )
+        )
+        self.body_ended = False
+        self.close()
+
+    def begin_tunnel(self, exchange: H1Exchange, headers: list[tuple[bytes, bytes]]) -> None:
+        """The application accepted the upgrade: from here on both bodies are the bytes of the connection."""
+        self.write(
+            b"%b%bconnection: upgrade\r\nupgrade: %b\r\n\r\n"
+            % (STATUS_LINES[101], encode_fields(headers), exchange.upgrade or b"")
+        )
+        self._tunnel = True
+        self.keep_alive = False
+        stream = cast(Stream, self._stream)
+        if rest := self._reader.take_rest():
+            stream.feed(rest)
+        self._resume_reading()
+
+    def end_exchange(self) -> None:
+        """The response is complete: goes on with the next request, or closes."""
+        self._stream_done()
+        if self._tunnel or not self.keep_alive or self.listener.now >= self.close_at:
+            self.exchange = None
+            self.close()
+        elif self.body_ended:
+            self.exchange = None
+            self._resume_reading()
+            if self._reader.buffered:
+                self._next()
+        else:
+            # The rest of the request body is read and dropped, up to a bound, so that the next request can be found.
+            self.exchange = None
+            self._discarding = True
+            self._resume_reading()
+            self._receive_body()
+
+    # Inside.
+
+    def _next(self) -> None:
+        reader = self._reader
+        try:
+            head = reader.head()
+        except Malformed as error:
+            self._refuse(error)
+            return
+        if head is None:
+            if reader.buffered and self._head_since is None:
+                self._head_since = self._touched
+                self.listener.watch(self, self._touched + self.listener.timeouts.head)
+            return
+        if self._head_since is not None:
+            self._head_since = None
+            self.listener.watch(self, self._touched + self.listener.timeouts.stream)
+        self.keep_alive = head.keep_alive
+        body: Body = b""
+        if head.length:
+            try:
+                body = self._begin_body(head)
+            except Malformed as error:
+                self._refuse(error)
+                return
+        elif head.upgrade is not None:
+            body = self._stream = Stream(self._consumed)
+        exchange = self.exchange = H1Exchange(self, head, body)
+        exchange.task = self.listener.loop.create_task(exchange.run())
+
+    def _begin_body(self, head: RequestHead) -> Body:
+        """Returns the body as bytes when it has arrived whole, else as a stream."""
+        reader = self._reader
+        data = reader.body()
+        if data is END:
+            return b""
+        if data is not None:
+            event = reader.body()
+            if event is END and not reader.trailers:
+                return data
+        self.body_ended = False
+        stream = self._stream = Stream(self._consumed, self._give_up_body)
+        if head.expect:
+            stream.wanted = self._send_continue
+        if data is not None:
+            stream.feed(data)
+            if event is END:
+                self.body_ended = True
+                stream.end(reader.trailers)
+            elif event is not None:
+                stream.feed(event)
+        self._throttle(stream.size)
+        return stream
+
+    def _receive_body(self) -> None:
+        reader = self._reader
+        stream = self._stream
+        try:
+            while (event := reader.body()) is not None:
+                if event is END:
+                    self.body_ended = True
+                    if stream is not None:
+                        stream.end(reader.trailers)
+                    if self._discarding:
+                        self._discarding = False
+                        self.end_exchange()
+                    return
+                if stream is not None:
+                    stream.feed(event)
+                else:
+                    self._discarded += len(event)
+        except Malformed as error:
+            self.listener.refused(error.reason)
+            self.keep_alive = False
+            if stream is not None:
+                stream.fail(error)
+            if self._discarding:
+                self.close()
+            return
+        if stream is not None:
+            self._throttle(stream.size)
+        elif self._discarded > _DISCARD:
+            self.keep_alive = False
+            if self._discarding:
+                self.close()
+
+    def _refuse(self, error: Malformed) -> None:
+        self.listener.refused(error.reason)
+        self.answer(error.code.status, error.code.name)
+
+    def _stream_done(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.close()
+        self._discarded = 0
+
+    def _give_up_body(self) -> None:
+        self._stream = None
+        self._resume_reading()
+
+    def _send_continue(self) -> None:
+        exchange = self.exchange
+        if exchange is not None and not exchange.begun and not self._reader.buffered and self.transport is not None:
+            self.write(_EXPECTED)
+
+    def _throttle(self, size: int) -> None:
+        if size > HIGH_WATER:
+            self._pause_reading()
+
+    def _consumed(self, size: int) -> None:
+        if not self._reading:
+            self._resume_reading()
+
+    def _pause_reading(self) -> None:
+        if self._reading and self.transport is not None:
+            self._reading = False
+            self.transport.pause_reading()
+
+    def _resume_reading(self) -> None:
+        if not self._reading and self.transport is not None and not self.transport.is_closing():
+            self._reading = True
+            self.transport.resume_reading()
+
+    def _half_closed(self, exchange: H1Exchange) -> None:
+        if self.exchange is exchange:
+            self.abort()
+
+    def _stall(self) -> None:
+        """No byte either way for the stream timeout: 408 while no answer has begun, else an end without one."""
+        exchange = self.exchange
+        if exchange is not None and exchange.task is not None and not exchange.begun and not self.body_ended:
+            self.listener.refused("slow_body")
+            exchange.task.cancel()
+            self.exchange = None
+            self.answer(CODES["request_timeout"].status, "request_timeout")
+        else:
+            self.abort()
+
+
+def _head_without(start: Message, *names: bytes) -> bytes:
+    return STATUS_LINES[start["status"]] + encode_fields(without(start["headers"], *names))
+
+
+def _address(name: Any) -> tuple[str, int] | None:
+    return (name[0], name[1]) if isinstance(name, tuple) else None

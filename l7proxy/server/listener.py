@@ -1,0 +1,132 @@
+"""What all connections of one listening address share: the application, limits, timers and counters."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Protocol
+
+from msgspec import Struct
+
+from l7proxy.core.stats import Stats
+from l7proxy.wire.framing import Limits
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+App = Callable[[Scope, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
+
+TICK = 0.25
+NEVER = float("inf")
+
+
+class Timeouts(Struct, frozen=True):
+    """Seconds that a client may take.
+
+    `head` for a whole request head, `idle` between requests, `stream` without a byte either way while a request is
+    under way, `max_age` for the connection (jittered), `linger` to read what is left after the last answer.
+    """
+
+    head: float = 10.0
+    idle: float = 3600.0
+    stream: float = 300.0
+    max_age: float = NEVER
+    linger: float = 5.0
+
+
+class Connection(Protocol):
+    """What a listener may ask of a connection, whichever protocol it speaks."""
+
+    def on_tick(self, now: float) -> float | None:
+        """Acts on the timeouts that have passed by `now`; returns when to look again, None when it has ended."""
+
+    def drain(self) -> None:
+        """Ends once what is under way is done, and tells the client."""
+
+    def abort(self) -> None:
+        """Ends at once."""
+
+    @property
+    def active(self) -> int:
+        """Requests under way."""
+
+
+class Listener:
+    """One listening address. `now` is the monotonic clock at the last tick: coarse, and free to read."""
+
+    def __init__(
+        self,
+        name: str,
+        app: App,
+        stats: Stats,
+        limits: Limits | None = None,
+        timeouts: Timeouts | None = None,
+        max_connections: int = 20_000,
+        service: str = "l7proxy",
+    ) -> None:
+        self.name = name
+        self.service = service.encode("ascii", "replace")
+        self.app = app
+        self.stats = stats
+        self.limits = limits or Limits()
+        self.timeouts = timeouts or Timeouts()
+        self.max_connections = max_connections
+        self.loop = asyncio.get_running_loop()
+        self.connections: set[Connection] = set()
+        self.draining = False
+        self.now = time.monotonic()
+        self.on_closed: Callable[[], None] | None = None
+        self._due: dict[int, set[Connection]] = {}
+        self._tick = int(self.now / TICK)
+        self._timer = self.loop.call_later(TICK, self._on_timer)
+        self.accepted = stats.counter(
+            "l7proxy_downstream_connections_total", "Connections that were accepted", listener=name
+        )
+        stats.gauge(
+            "l7proxy_downstream_connections", "Connections that are open", lambda: len(self.connections), listener=name
+        )
+        self.received = stats.counter(
+            "l7proxy_downstream_received_bytes_total", "Bytes received from clients", listener=name
+        )
+        self.sent = stats.counter("l7proxy_downstream_sent_bytes_total", "Bytes sent to clients", listener=name)
+
+    def refused(self, reason: str) -> None:
+        """Counts a request that was refused before it reached a route."""
+        self.stats.counter(
+            "l7proxy_bad_requests_total", "Requests refused as malformed, by reason", listener=self.name, reason=reason
+        ).value += 1
+
+    def opened(self, connection: Connection) -> None:
+        """A connection begins; it will be asked about its timeouts."""
+        self.connections.add(connection)
+        self.accepted.value += 1
+
+    def closed(self, connection: Connection) -> None:
+        """A connection has ended."""
+        self.connections.discard(connection)
+        if self.on_closed is not None:
+            self.on_closed()
+
+    def watch(self, connection: Connection, when: float) -> None:
+        """Asks `connection.on_tick` at `when` (monotonic seconds) or within a tick after it."""
+        if when != NEVER:
+            self._due.setdefault(max(int(when / TICK), self._tick) + 1, set()).add(connection)
+
+    def close(self) -> None:
+        """Stops the timers and aborts what is left."""
+        self._timer.cancel()
+        for connection in list(self.connections):
+            connection.abort()
+
+    def _on_timer(self) -> None:
+        now = self.now = time.monotonic()
+        self._timer = self.loop.call_later(TICK, self._on_timer)
+        last, self._tick = self._tick, int(now / TICK)
+        if self._tick - last > len(self._due):
+            ticks = [tick for tick in self._due if tick <= self._tick]
+        else:
+            ticks = list(range(last + 1, self._tick + 1))
+        for tick in ticks:
+            for connection in self._due.pop(tick, ()):
+                if connection in self.connections:
+                    again = connection.on_tick(now)
+                    if again is not None:
+                        self.watch(connection, again)

@@ -1,0 +1,79 @@
+"""One value for one resource: the request path in the only spelling that is matched, authorised and forwarded."""
+
+import re
+
+from l7proxy.wire.framing import Malformed
+
+_PLAIN = re.compile(rb"(?:/[A-Za-z0-9_~!$&'()*+,=:@-][A-Za-z0-9_.~!$&'()*+,=:@-]*+)*+/?")
+_ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})?")
+_ALLOWED = re.compile(rb"[!-~]*")
+_UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+
+
+def normalise(path: bytes) -> bytes:
+    """Returns `path` (without its query) normalised as RFC 3986 6.2.2 says, with duplicate slashes merged.
+
+    Dot segments are removed, escapes of unreserved characters decoded, other escapes upper-cased. `%2F` and `%5C` stay
+    as they are: see `ambiguous`. Raises Malformed for a backslash, raw controls and non-ASCII, NUL in any form, escapes
+    that are none and escapes that are not UTF-8.
+    """
+    if _PLAIN.fullmatch(path):
+        return path or b"/"
+    if path == b"*":
+        return path
+    if not path.startswith(b"/"):
+        raise Malformed("path")
+    if b"\\" in path or not _ALLOWED.fullmatch(path):
+        raise Malformed("path_character")
+    if b"#" in path:
+        raise Malformed("path_fragment")
+    if b"%" in path:
+        path = _decode(path)
+    out: list[bytes] = []
+    segments = path.split(b"/")
+    for segment in segments:
+        if segment == b"..":
+            if out:
+                out.pop()
+        elif segment not in (b"", b"."):
+            out.append(segment)
+    if not out:
+        return b"/"
+    # A path that named a folder still does: "/a/", "/a/." and "/a/b/.." end in a slash.
+    tail = b"/" if segments[-1] in (b"", b".", b"..") else b""
+    return b"/" + b"/".join(out) + tail
+
+
+def ambiguous(path: bytes) -> bool:
+    """Tells whether applications disagree on what a path names: `%2F`, `%5C`, `;` parameters, double escapes."""
+    return b"%2F" in path or b"%5C" in path or b";" in path or b"%25" in path
+
+
+def unescape_slashes(path: bytes) -> bytes:
+    """Returns the path with `%2F` and `%5C` read as slashes, normalised again."""
+    return normalise(path.replace(b"%2F", b"/").replace(b"%5C", b"/"))
+
+
+def _decode(path: bytes) -> bytes:
+    high = bytearray()
+
+    def escape(match: re.Match[bytes]) -> bytes:
+        if match[1] is None:
+            raise Malformed("path_escape")
+        value = int(match[1], 16)
+        if value == 0:
+            raise Malformed("path_nul")
+        if value in _UNRESERVED:
+            return bytes((value,))
+        high.append(value)
+        return match[0].upper()
+
+    decoded = _ESCAPE.sub(escape, path)
+    if any(byte >= 0x80 for byte in high):
+        # Overlong and broken UTF-8 is how filters are fooled: two readers decode it differently.
+        raw = re.sub(rb"%([0-9A-F]{2})", lambda match: bytes((int(match[1], 16),)), decoded)
+        try:
+            raw.decode()
+        except UnicodeDecodeError:
+            raise Malformed("path_utf8") from None
+    return decoded
