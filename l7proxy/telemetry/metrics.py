@@ -3,6 +3,7 @@
 import time
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 from l7proxy.core.handler import Keep
 from l7proxy.core.message import Request
@@ -222,15 +223,15 @@ class UpstreamMetrics:
         self._stats = stats
         self._name = name
         self._series: dict[tuple[bytes, int, str], Histogram] = {}
-        label = {"l7proxy_upstream": name}
-        self.sent = stats.counter("l7proxy_upstream_sent_bytes_total", "Bytes written to the upstream", **label)
-        self.received = stats.counter("l7proxy_upstream_received_bytes_total", "Bytes read from the upstream", **label)
-        self.connections = stats.gauge("l7proxy_upstream_connections", "Open connections to the upstream", **label)
-        self.connects: Counter = stats.counter(
-            "l7proxy_upstream_connects_total", "Connections opened to the upstream", **label
+        counter = partial(stats.counter, l7proxy_upstream=name)
+        self.sent: Counter = counter("l7proxy_upstream_sent_bytes_total", "Bytes written to the upstream")
+        self.received: Counter = counter("l7proxy_upstream_received_bytes_total", "Bytes read from the upstream")
+        self.connects: Counter = counter("l7proxy_upstream_connects_total", "Connections opened to the upstream")
+        self.connect_failures: Counter = counter(
+            "l7proxy_upstream_connect_failures_total", "Connections to the upstream that could not be opened"
         )
-        self.connect_failures: Counter = stats.counter(
-            "l7proxy_upstream_connect_failures_total", "Connections to the upstream that could not be opened", **label
+        self.connections = stats.gauge(
+            "l7proxy_upstream_connections", "Open connections to the upstream", l7proxy_upstream=name
         )
         self._find((b"GET", 200, ""))
 

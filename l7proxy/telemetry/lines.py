@@ -1,0 +1,139 @@
+"""Lines on their way to a file: handed to a thread that may block, so that the event loop never does."""
+
+import contextlib
+import os
+import select
+import stat
+import threading
+from queue import SimpleQueue
+
+from l7proxy.core.stats import Counter
+
+MAX_PENDING = 8 * 1024 * 1024
+"""Bytes that may wait for a disk or pipe that stands still; what comes after is dropped, and counted."""
+
+STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2, "-": 1}
+"""Opening these anew fails on sockets and loses O_APPEND, so their descriptors are used as they are."""
+
+REOPEN = object()
+STOP = object()
+
+
+class LineWriter:
+    """Appends whole lines to `path`, in the order given.
+
+    `dropped` counts the lines for which there was no room, `failed` those that the system would not write.
+
+    A thread does the writing. It starts with the first line and ends after `close`; a line that comes later still (from
+    a request that began under an older configuration) starts it once more.
+    Raises OSError when `path` cannot be opened.
+    """
+
+    def __init__(self, path: str, dropped: Counter, failed: Counter) -> None:
+        self.path = path
+        self._dropped = dropped
+        self._failed = failed
+        self._queue: SimpleQueue[object] | None = None
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._put = 0
+        self._done = 0
+        os.close(open_append(path))
+
+    def write(self, data: bytes, lines: int) -> None:
+        """Hands over `data`, which holds `lines` whole lines; call it from one thread only."""
+        if self._put - self._done > MAX_PENDING:
+            self._dropped.value += lines
+            return
+        self._put += len(data)
+        self._start().put((data, lines))
+        if self._closed:
+            self.close()
+
+    def reopen(self) -> None:
+        """Opens the path anew before the next line: the old file was moved away."""
+        if self._queue is not None:
+            self._queue.put(REOPEN)
+
+    def close(self, timeout: float = 0.0) -> bool:
+        """Ends the thread once everything is written; waits for that at most `timeout` seconds and says if it was."""
+        self._closed = True
+        queue, self._queue = self._queue, None
+        if queue is not None:
+            queue.put(STOP)
+        thread = self._thread
+        if thread is not None and timeout > 0:
+            thread.join(timeout)
+        return thread is None or not thread.is_alive()
+
+    def _start(self) -> "SimpleQueue[object]":
+        queue = self._queue
+        if queue is None:
+            queue = self._queue = SimpleQueue()
+            # A daemon: a pipe that nobody reads must not keep the process alive.
+            self._thread = threading.Thread(target=self._run, args=(queue, self._thread), name="lines", daemon=True)
+            self._thread.start()
+        return queue
+
+    def _run(self, queue: "SimpleQueue[object]", before: threading.Thread | None) -> None:
+        if before is not None:
+            before.join()
+        file = -1
+        try:
+            while (item := queue.get()) is not STOP:
+                if item is REOPEN:
+                    file = _shut(file)
+                    continue
+                assert isinstance(item, tuple)
+                data, lines = item
+                try:
+                    if file < 0:
+                        file = open_append(self.path)
+                    lost = _write_all(file, data)
+                except OSError:
+                    lost = lines
+                if lost:
+                    # A full disk or a reader that went away: later lines may fare better.
+                    self._failed.value += lost
+                    file = _shut(file)
+                self._done += len(data)
+        finally:
+            _shut(file)
+
+
+def open_append(path: str) -> int:
+    """Opens `path` for lines at its end."""
+    stream = STREAMS.get(path)
+    if stream is not None:
+        return os.dup(stream)
+    flags = os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+    # A named pipe opened for writing only would block until somebody reads it.
+    pipe = os.path.exists(path) and stat.S_ISFIFO(os.stat(path).st_mode)
+    return os.open(path, flags | (os.O_RDWR if pipe else os.O_WRONLY), 0o640)
+
+
+def _shut(file: int) -> int:
+    if file >= 0:
+        os.close(file)
+    return -1
+
+
+def _write_all(file: int, data: bytes) -> int:
+    """Writes and returns how many lines could not be."""
+    view = memoryview(data)
+    try:
+        while view:
+            try:
+                view = view[os.write(file, view) :]
+            except BlockingIOError:
+                # Somebody else who holds this descriptor too made it non-blocking.
+                ready = select.poll()
+                ready.register(file, select.POLLOUT)
+                ready.poll()
+    except OSError:
+        if 0 < len(view) < len(data):
+            # End the torn line, so that the next one can be read.
+            with contextlib.suppress(OSError):
+                os.write(file, b"\n")
+        return bytes(view).count(b"\n")
+    return 0
