@@ -33,6 +33,7 @@ _TRAILERS = re.compile(FIELDS)
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,16})(;[^\x00-\x08\x0a-\x1f\x7f]*)?\r\n")
 _SCHEME = re.compile(rb"(https?)://([^/?#@]*)([/?].*)?", re.IGNORECASE | re.DOTALL)
 _VERSION = re.compile(rb"HTTP/[0-9]\.[0-9]")
+_EMPTY_LINES = re.compile(rb"(?:\r\n)++")
 
 
 class End(Enum):
@@ -88,6 +89,8 @@ class _Reader:
         self._in_body = False
         self._chunk_line = False
         self._chunk_end = False
+        self._seen = 0
+        """Bytes of an incomplete head or trailer section that were looked at: a head in single bytes costs linear time."""
 
     def feed(self, data: bytes) -> None:
         """Adds bytes that arrived."""
@@ -102,6 +105,20 @@ class _Reader:
         """Gives up all buffered bytes, as the first of a tunnel."""
         rest, self._buffer = self._buffer, b""
         return rest
+
+    def _still_open(self, section: bytes) -> bool:
+        """Tells whether a section that was incomplete at the last look certainly still is."""
+        return section.find(b"\r\n\r\n", max(self._seen - 3, 0)) < 0
+
+    def _check_new(self, section: bytes) -> None:
+        """Raises for bytes that no head holds, among those that came since the last look."""
+        start = self._seen
+        self._seen = len(section)
+        if start and section[start - 1] == 13:
+            # A CR was the last byte: whether it is a bare one shows now.
+            start -= 1
+        if fault := fault_in(section[start:]):
+            raise Malformed(fault)
 
     def _begin_body(self, length: int) -> None:
         if length:
@@ -175,10 +192,14 @@ class _Reader:
                 # The last chunk has been read: what follows is the trailer section.
                 if parts:
                     break
-                match = _TRAILERS.match(buffer, at)
+                if self._seen and self._still_open(buffer) and not buffer.startswith(b"\r\n"):
+                    match = None
+                else:
+                    match = _TRAILERS.match(buffer, at)
                 if match is None:
                     self._check_partial_trailers(buffer[at:])
                     break
+                self._seen = 0
                 at = match.end()
                 self.trailers = trailers_of(match[1], self.limits) if match[1] else None
                 self._in_body = False
@@ -206,8 +227,7 @@ class _Reader:
     def _check_partial_trailers(self, section: bytes) -> None:
         if len(section) > self.limits.head:
             raise Malformed("trailers_too_large", "headers_too_large")
-        if fault := fault_in(section):
-            raise Malformed(fault)
+        self._check_new(section)
         if b"\r\n\r\n" in section or section.startswith((b" ", b"\t")):
             raise Malformed(fault_in_fields(section.partition(b"\r\n\r\n")[0]))
 
@@ -219,15 +239,16 @@ class RequestReader(_Reader):
         """Returns the next head, or None when more bytes must be fed. Raises Malformed, after which all is lost."""
         buffer = self._buffer
         # RFC 9112 2.2: empty lines before the request line are ignored, in however many pieces they come.
-        while buffer.startswith(b"\r\n"):
-            self._buffer = buffer = buffer[2:]
+        if empty := _EMPTY_LINES.match(buffer):
+            self._buffer = buffer = buffer[empty.end() :]
         if not buffer or buffer == b"\r":
             return None
         limits = self.limits
-        match = _REQUEST.match(buffer)
+        match = None if self._seen and self._still_open(buffer) else _REQUEST.match(buffer)
         if match is None or match.end() > limits.head:
             self._refuse_or_wait(buffer)
             return None
+        self._seen = 0
         method, target, minor_digit, block = match.groups()
         if len(target) > limits.target:
             raise Malformed("target_too_long", "uri_too_long")
@@ -270,21 +291,27 @@ class RequestReader(_Reader):
         line, crlf, rest = buffer.partition(b"\r\n")
         if len(line) > limits.target + 64:
             raise Malformed("target_too_long", "uri_too_long")
-        if fault := fault_in(line + crlf):
-            raise Malformed(fault)
-        parts = line.split(b" ")
-        if not re.fullmatch(TOKEN + rb"{1,32}", parts[0]) and not (len(parts) == 1 and not parts[0]):
-            raise Malformed("method")
-        if crlf:
-            if len(parts) != 3:
-                raise Malformed("request_line")
-            if not re.fullmatch(rb"[!-\[\]-~]+", parts[1]):
-                raise Malformed("target")
-            if parts[2] not in (b"HTTP/1.1", b"HTTP/1.0"):
-                raise Malformed("version", "http_version" if _VERSION.fullmatch(parts[2]) else "bad_request")
-            if len(parts[1]) > limits.target:
-                raise Malformed("target_too_long", "uri_too_long")
-        _check_partial_fields(rest, limits)
+        if self._seen < len(line) + 2:
+            self._check_new(line + crlf)
+            parts = line.split(b" ")
+            if not re.fullmatch(TOKEN + rb"{1,32}", parts[0]):
+                raise Malformed("method")
+            if crlf:
+                _check_request_line(parts, limits)
+        self._check_new(buffer)
+        _check_partial_fields(buffer, rest, limits)
+
+
+def _check_request_line(parts: list[bytes], limits: Limits) -> None:
+    if len(parts) != 3:
+        raise Malformed("request_line")
+    _, target, version = parts
+    if not re.fullmatch(rb"[!-\[\]-~]+", target):
+        raise Malformed("target")
+    if version not in (b"HTTP/1.1", b"HTTP/1.0"):
+        raise Malformed("version", "http_version" if _VERSION.fullmatch(version) else "bad_request")
+    if len(target) > limits.target:
+        raise Malformed("target_too_long", "uri_too_long")
 
 
 class ResponseReader(_Reader):
@@ -298,10 +325,14 @@ class ResponseReader(_Reader):
         buffer = self._buffer
         if not buffer:
             return None
-        match = _RESPONSE.match(buffer)
+        match = None if self._seen and self._still_open(buffer) else _RESPONSE.match(buffer)
         if match is None or match.end() > self.limits.head:
-            self._refuse_or_wait(buffer)
+            try:
+                self._refuse_or_wait(buffer)
+            except Malformed as error:
+                raise Malformed(error.reason, "upstream_protocol") from None
             return None
+        self._seen = 0
         minor_digit, status_digits, block = match.groups()
         end = match.end()
         self._buffer = buffer[end:] if end < len(buffer) else b""
@@ -327,26 +358,21 @@ class ResponseReader(_Reader):
 
     def _refuse_or_wait(self, buffer: bytes) -> None:
         line, crlf, rest = buffer.partition(b"\r\n")
-        fault = fault_in(line + crlf)
-        if fault is None and not b"HTTP/1.".startswith(line[:7]):
-            fault = "status_line"
-        if fault is None and crlf and not re.fullmatch(rb"HTTP/1\.[01] [1-5][0-9][0-9](?: .*)?", line):
-            fault = "status_line"
-        if fault is not None or len(line) > self.limits.target:
-            raise Malformed(fault or "status_line", "upstream_protocol")
-        try:
-            _check_partial_fields(rest, self.limits)
-        except Malformed as error:
-            raise Malformed(error.reason, "upstream_protocol") from None
+        if self._seen < len(line) + 2:
+            self._check_new(line + crlf)
+            whole = re.fullmatch(rb"HTTP/1\.[01] [1-5][0-9][0-9](?: .*)?", line) if crlf else True
+            if not whole or not b"HTTP/1.".startswith(line[:7]) or len(line) > self.limits.target:
+                raise Malformed("status_line")
+        self._check_new(buffer)
+        _check_partial_fields(buffer, rest, self.limits)
 
 
-def _check_partial_fields(rest: bytes, limits: Limits) -> None:
-    if fault := fault_in(rest):
-        raise Malformed(fault)
-    if len(rest) > limits.head:
+def _check_partial_fields(head: bytes, fields: bytes, limits: Limits) -> None:
+    end = head.find(b"\r\n\r\n")
+    if (len(head) if end < 0 else end + 4) > limits.head:
         raise Malformed("head_too_large", "headers_too_large")
-    if b"\r\n\r\n" in rest or rest.startswith((b" ", b"\t")):
-        raise Malformed(fault_in_fields(rest.partition(b"\r\n\r\n")[0]))
+    if end >= 0 or fields.startswith((b" ", b"\t")):
+        raise Malformed(fault_in_fields(fields.partition(b"\r\n\r\n")[0]))
 
 
 def _other_form(method: bytes, target: bytes, host: bytes | None, minor: int) -> tuple[bytes, bytes]:
