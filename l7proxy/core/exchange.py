@@ -10,9 +10,9 @@ class Exchange(Protocol):
     """One request on one of our server's connections, whichever protocol it speaks.
 
     `body` is the request body (`bytes` when it arrived whole); the response goes through ASGI's `send`, where 101
-    (or 200 to an extended CONNECT) as status turns both bodies into a raw tunnel. `upgrade` is the protocol asked for, lower
-    case. `destination` is the address that the client dialled before a redirection, or None. A client that goes away
-    cancels the task that runs the application.
+    (or 200 to an extended CONNECT) as status turns both bodies into a raw tunnel. `upgrade` is the protocol asked for,
+    lower case. `destination` is the address that the client dialled before a redirection, or None. A client that goes
+    away cancels the task that runs the application.
     """
 
     body: Body

@@ -18,8 +18,9 @@ class Request(Struct, weakref=False):
 
     `path` is the normalised path without the query, the one value that is matched and authorised; `target` is what
     is sent upstream. Header names are lower case; hop-by-hop fields are gone. `deadline` and the `t_*` marks are
-    seconds of the event loop's clock. `upgrade` is the protocol asked for (`websocket`), whose bytes follow in `body`
-    once the answer is 101 (or 200 to a CONNECT).
+    `time.monotonic` seconds; `timeout` becomes the deadline once the request has been sent whole, and `per_try` bounds
+    each attempt. `tried` names the endpoints that failed this request. `upgrade` is the protocol asked for
+    (`websocket`), whose bytes follow in `body` once the answer is 101 (or 200 to a CONNECT).
     """
 
     method: bytes
@@ -37,6 +38,8 @@ class Request(Struct, weakref=False):
     inbound: bool = True
     upgrade: bytes | None = None
     deadline: float | None = None
+    timeout: float | None = None
+    per_try: float | None = None
     span: Any = None
     trace: Any = None
     destination: tuple[str, int] | None = None
@@ -48,6 +51,7 @@ class Request(Struct, weakref=False):
     upstream: str = ""
     endpoint: str = ""
     attempt: int = 0
+    tried: list[str] | None = None
     code: str = ""
     detail: str = ""
     flags: str = ""

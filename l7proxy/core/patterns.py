@@ -1,5 +1,6 @@
 """Regular expressions in linear time: RE2 over bytes, every pattern matched against the whole text."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ LARGEST = 10_000
 _SET_PATTERNS = 64
 _SET_SIZE = 16_000
 _MEMORY = 8 << 20
+_LITERAL = re.compile(r"(?:[A-Za-z0-9_/~%@:&=,!-]|\\[^A-Za-z0-9])*")
 
 
 def check(pattern: str) -> int:
@@ -30,6 +32,17 @@ def whole(pattern: str) -> Callable[[bytes], bool]:
     patterns.add(pattern)
     patterns.seal()
     return lambda text: bool(patterns.match(text))
+
+
+def literal_prefix(pattern: str) -> str:
+    """Returns a text that everything the pattern matches starts with; "" where none is certain."""
+    found = _LITERAL.match(pattern)
+    if found is None or "|" in pattern:
+        return ""
+    literal = found[0]
+    if pattern[len(literal) : len(literal) + 1] in ("*", "?", "+", "{"):
+        literal = literal[: -2 if literal[-2:-1] == "\\" else -1]
+    return re.sub(r"\\(.)", r"\1", literal)
 
 
 class Patterns:

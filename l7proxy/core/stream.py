@@ -16,7 +16,8 @@ class Stream:
     The source calls `feed`, then `end` or `fail`. The reader awaits `read` until it returns b"", after which `trailers`
     holds the trailer fields, if any. `consumed(n)` tells the source that the reader took n bytes; `closed()` that the
     reader gave up before the end. `wanted()`, if set, is called once when somebody first waits for bytes (that is when
-    `100 Continue` is due). A `sink` takes the bytes as they are fed, in place of the reader.
+    `100 Continue` is due). A `sink` takes the bytes as they are fed, in place of the reader. `total` counts the bytes
+    fed and `taken` those read; `source` is whatever must live as long as the stream.
     """
 
     __slots__ = (
@@ -26,8 +27,10 @@ class Stream:
         "_waiter",
         "wanted",
         "sink",
+        "source",
         "size",
         "total",
+        "taken",
         "ended",
         "error",
         "trailers",
@@ -42,6 +45,8 @@ class Stream:
         self.sink: Callable[[bytes], None] | None = None
         self.size = 0
         self.total = 0
+        self.taken = 0
+        self.source: object = None
         self.ended = False
         self.error: BaseException | None = None
         self.trailers: Headers | None = None
@@ -98,6 +103,7 @@ class Stream:
         data = chunks.popleft() if len(chunks) == 1 else b"".join(chunks)
         chunks.clear()
         size, self.size = self.size, 0
+        self.taken += size
         if self._consumed is not None:
             self._consumed(size)
         return data

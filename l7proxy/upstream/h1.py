@@ -1,0 +1,328 @@
+"""HTTP/1.1 towards an upstream: one `H1Connection`, one request at a time."""
+
+import asyncio
+from collections.abc import Callable
+from typing import cast
+
+from l7proxy.core.errors import ProxyError
+from l7proxy.core.headers import Headers
+from l7proxy.core.message import Body
+from l7proxy.core.stream import HIGH_WATER, Stream
+from l7proxy.wire.framing import UNTIL_CLOSE, Limits, Malformed
+from l7proxy.wire.h1 import END, ResponseHead, ResponseReader, encode_chunk, encode_last_chunk
+
+NO_BODY_METHODS = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"CONNECT", b"DELETE"))
+
+
+class Unanswered(ProxyError):
+    """The connection ended before the first byte of a response."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("upstream_reset", detail)
+
+
+class H1Connection(asyncio.Protocol):
+    """One connection to an endpoint.
+
+    `exchange` sends a request and returns the response head with its body: `bytes` when it arrived whole, else a Stream
+    that pauses the upstream when its reader is slow. `done(reusable)` is called once both messages are complete.
+    """
+
+    def __init__(self, limits: Limits, done: Callable[["H1Connection", bool], None]) -> None:
+        self.transport: asyncio.Transport | None = None
+        self.idle_since = 0.0
+        self.idle_timeout: float | None = None
+        self.uses = 0
+        self.received = 0
+        self.sent = 0
+        self._done = done
+        self._loop = asyncio.get_running_loop()
+        self._reader = ResponseReader(limits)
+        self._method = b"GET"
+        self._waiter: asyncio.Future[tuple[ResponseHead, Body]] | None = None
+        self._head: ResponseHead | None = None
+        self._stream: Stream | None = None
+        self._sender: asyncio.Task[None] | None = None
+        self._sending = False
+        self._sent: Callable[[], float | None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._upgrade = False
+        self._tunnel = False
+        self._drained: asyncio.Future[None] | None = None
+        self._reading = True
+        self._touched = False
+        self.surplus = False
+
+    @property
+    def usable(self) -> bool:
+        """False once the connection has ended or begun to."""
+        return self.transport is not None and not self.transport.is_closing()
+
+    async def exchange(
+        self,
+        method: bytes,
+        target: bytes,
+        host: bytes,
+        headers: Headers,
+        body: Body,
+        upgrade: bytes | None = None,
+        sent: Callable[[], float | None] | None = None,
+    ) -> tuple[ResponseHead, Body]:
+        """Sends one request and waits for the head of its response.
+
+        `sent()` is called when the whole request has been handed to the kernel, and returns how many seconds the head
+        may take from there. Raises Unanswered, or ProxyError with upstream_reset, upstream_timeout or
+        upstream_protocol. A caller that is cancelled ends the connection.
+        """
+        self._method = method
+        self._touched = False
+        self.uses += 1
+        fields = b"".join([b"%b: %b\r\n" % pair for pair in headers])
+        data = b"%b %b HTTP/1.1\r\nhost: %b\r\n%b" % (method, target, host, fields)
+        if type(body) is bytes:
+            if body or method not in NO_BODY_METHODS:
+                if b"\ncontent-length: " not in data:
+                    data += b"content-length: %d\r\n" % len(body)
+                data = b"%b\r\n%b" % (data, body)
+            else:
+                data += b"\r\n"
+            self._write(data)
+        elif upgrade is not None:
+            self._upgrade = True
+            self._write(b"%bconnection: upgrade\r\nupgrade: %b\r\n\r\n" % (data, upgrade))
+        else:
+            chunked = b"\ncontent-length: " not in data
+            self._write(data + (b"transfer-encoding: chunked\r\n\r\n" if chunked else b"\r\n"))
+            self._sending = True
+            self._sender = self._loop.create_task(self._send(cast(Stream, body), chunked))
+        waiter = self._waiter = self._loop.create_future()
+        self._sent = sent
+        if sent is not None and not self._sending:
+            self._arm()
+        try:
+            head, response_body = await waiter
+        except BaseException:
+            self.abort()
+            raise
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+        if self._tunnel:
+            self._sender = self._loop.create_task(self._send(cast(Stream, body), False))
+        return head, response_body
+
+    def abort(self) -> None:
+        """Ends the connection at once."""
+        if self._sender is not None:
+            self._sender.cancel()
+        if self.transport is not None:
+            self.transport.abort()
+
+    def close(self) -> None:
+        """Ends the connection after what was written."""
+        if self.transport is not None:
+            self.transport.close()
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.set_write_buffer_limits(HIGH_WATER)
+
+    def data_received(self, data: bytes) -> None:
+        self.received += len(data)
+        stream = self._stream
+        if self._tunnel:
+            if stream is not None:
+                stream.feed(data)
+                self._throttle(stream.size)
+            return
+        self._reader.feed(data)
+        if stream is not None:
+            self._receive_body(stream)
+        elif self._waiter is not None and not self._waiter.done():
+            self._touched = True
+            try:
+                self._receive_head()
+            except Malformed as error:
+                self._fail(error)
+        else:
+            # Nobody asked: whatever this is, it must not become the answer to the next request.
+            self.abort()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.transport = None
+        if self._drained is not None:
+            self._drained.cancel()
+            self._drained = None
+        waiter, stream = self._waiter, self._stream
+        if waiter is not None and not waiter.done():
+            if self._touched:
+                waiter.set_exception(ProxyError("upstream_reset", "closed inside the response head"))
+            else:
+                waiter.set_exception(Unanswered(f"closed before a response: {error or 'end of stream'}"))
+        elif stream is not None:
+            if error is None and (self._tunnel or (self._head is not None and self._head.length == UNTIL_CLOSE)):
+                stream.end()
+            else:
+                stream.fail(ProxyError("upstream_reset", "closed inside the response body"))
+        self._stream = None
+        if self._sender is not None:
+            self._sender.cancel()
+        self._done(self, False)
+
+    def pause_writing(self) -> None:
+        self._drained = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        if self._drained is not None:
+            if not self._drained.done():
+                self._drained.set_result(None)
+            self._drained = None
+
+    # Inside.
+
+    def _write(self, data: bytes) -> None:
+        self.sent += len(data)
+        if self.transport is not None:
+            self.transport.write(data)
+
+    def _receive_head(self) -> None:
+        reader = self._reader
+        head = reader.head(self._method)
+        while head is not None and head.status < 200:
+            if head.status == 101:
+                if not self._upgrade:
+                    raise Malformed("unasked_upgrade", "upstream_protocol")
+                self._begin_tunnel(head)
+                return
+            # Interim answers are for whoever speaks to the upstream, which is us (RFC 9110 15.2).
+            head = reader.head(self._method)
+        if head is None:
+            return
+        self._head = head
+        self.idle_timeout = head.idle
+        body: Body = b""
+        complete = True
+        if head.length:
+            data = reader.body()
+            if data is END:
+                pass
+            elif data is not None and (event := reader.body()) is END and not reader.trailers:
+                body = data
+            else:
+                stream = body = Stream(self._consumed, self._closed)
+                complete = False
+                if data is not None:
+                    stream.feed(data)
+                    if event is END:
+                        stream.end(reader.trailers)
+                        complete = True
+                    elif event is not None:
+                        stream.feed(event)
+                if not complete:
+                    self._stream = stream
+                    self._throttle(stream.size)
+        waiter = cast("asyncio.Future[tuple[ResponseHead, Body]]", self._waiter)
+        self._waiter = None
+        waiter.set_result((head, body))
+        if complete:
+            self._complete(head)
+
+    def _receive_body(self, stream: Stream) -> None:
+        reader = self._reader
+        try:
+            while (event := reader.body()) is not None:
+                if event is END:
+                    self._stream = None
+                    stream.end(reader.trailers)
+                    self._complete(cast(ResponseHead, self._head))
+                    return
+                stream.feed(event)
+        except Malformed as error:
+            self._stream = None
+            stream.fail(error)
+            self.abort()
+            return
+        self._throttle(stream.size)
+
+    def _complete(self, head: ResponseHead) -> None:
+        """The response is complete; the connection goes back unless something is left on it."""
+        if self._reader.buffered:
+            self.surplus = True
+        reusable = head.keep_alive and not self._sending and not self._reader.buffered
+        if not self._reading:
+            self._resume_reading()
+        if not reusable:
+            self.close()
+        else:
+            self._sender = None
+            self._done(self, True)
+
+    def _begin_tunnel(self, head: ResponseHead) -> None:
+        self._tunnel = True
+        stream = self._stream = Stream(self._consumed, self._closed)
+        if rest := self._reader.take_rest():
+            stream.feed(rest)
+        waiter = cast("asyncio.Future[tuple[ResponseHead, Body]]", self._waiter)
+        self._waiter = None
+        waiter.set_result((head, stream))
+
+    async def _send(self, stream: Stream, chunked: bool) -> None:
+        """Pumps the request body to the upstream while the response may already be on its way."""
+        try:
+            while data := await stream.read():
+                self._write(encode_chunk(data) if chunked else data)
+                if self._drained is not None:
+                    await self._drained
+            if chunked:
+                self._write(encode_last_chunk(stream.trailers))
+            self._sending = False
+            if self._sent is not None:
+                self._arm()
+            if self._tunnel and self.transport is not None and self.transport.can_write_eof():
+                self.transport.write_eof()
+        except asyncio.CancelledError:
+            stream.close()
+            raise
+        except Exception as error:
+            # The client's side failed: half a request must not look like a whole one.
+            self._fail(error)
+
+    def _arm(self) -> None:
+        seconds = self._sent() if self._sent is not None else None
+        if seconds is not None and self._waiter is not None:
+            late = ProxyError("upstream_timeout", "no response head in time")
+            self._timer = self._loop.call_later(max(seconds, 0.0), self._fail, late)
+
+    def _fail(self, error: Exception) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(error)
+        elif self._stream is not None:
+            self._stream.fail(error)
+            self._stream = None
+        self.abort()
+
+    def _throttle(self, size: int) -> None:
+        if size > HIGH_WATER and self._reading and self.transport is not None:
+            self._reading = False
+            self.transport.pause_reading()
+
+    def _consumed(self, size: int) -> None:
+        if not self._reading:
+            self._resume_reading()
+
+    def _resume_reading(self) -> None:
+        if self.transport is not None and not self.transport.is_closing():
+            self._reading = True
+            self.transport.resume_reading()
+
+    def _closed(self) -> None:
+        """The reader of the response gave up."""
+        self._stream = None
+        self.abort()
