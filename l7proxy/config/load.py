@@ -20,7 +20,7 @@ def load(paths: Sequence[str]) -> Model:
 
 
 def load_steps(paths: Sequence[str]) -> Generator[None, None, Model]:
-    """Does the work of `load` in steps of less than a millisecond each, so that an event loop can serve between them."""
+    """Does the work of `load` in steps of less than a millisecond, so that an event loop can serve between them."""
     raise NotImplementedError
     yield
 

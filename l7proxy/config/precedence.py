@@ -1,0 +1,40 @@
+"""Which route comes first: the Gateway API's order, in one place for the router and the check of shadowed routes.
+
+The host decides first: exact, then the longest `*.suffix`, then `*`; a request never falls through to a wider host.
+Then the path: exact, then the longest prefix of whole segments, then regex. Among equals a match with methods comes
+first, then the one with more headers, then with more query parameters, then the one that stands first in the files.
+"""
+
+import re
+from urllib.parse import quote
+
+from l7proxy.config.model import Match
+from l7proxy.wire.path import normalise
+
+_RAW = re.compile(r"[^!-~]")
+
+
+def rank(match: Match) -> tuple[int, int, int]:
+    """Returns what orders two matches of the same path; the lesser comes first."""
+    return (0 if match.methods else 1, -len(match.headers), -len(match.query))
+
+
+def exact_key(path: str) -> bytes:
+    """Returns the normalised path that an exact match compares; raises Malformed (a ValueError) for none."""
+    return normalise(_RAW.sub(lambda found: quote(found[0]), path).encode())
+
+
+def prefix_key(path: str) -> bytes:
+    """Returns the normalised prefix without its last slash; b"" is the prefix of every path."""
+    return exact_key(path).rstrip(b"/")
+
+
+def within(path: bytes, prefix: bytes) -> bool:
+    """Tells whether the prefix (as `prefix_key` gives it) matches the path by whole segments."""
+    return path.startswith(prefix) and (len(path) == len(prefix) or path[len(prefix)] == 0x2F or not prefix)
+
+
+def suffixes(host: bytes) -> list[bytes]:
+    """Returns the wildcard suffixes that cover a host, longest first: `a.b.c` -> `b.c`, `c`."""
+    labels = host.split(b".")
+    return [b".".join(labels[at:]) for at in range(1, len(labels))]
