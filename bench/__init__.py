@@ -1,0 +1,1 @@
+"""Side-by-side benchmarks: l7proxy, Envoy, nginx, HAProxy and the naive stack, in one run on one machine."""

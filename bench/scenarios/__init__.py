@@ -1,0 +1,12 @@
+"""All scenarios, in the order in which they run."""
+
+from bench.compare import Scenario
+from bench.scenarios import cost, http1, http2, tls, websocket
+
+ALL: tuple[Scenario, ...] = (
+    *http1.SCENARIOS,
+    *cost.SCENARIOS,
+    *tls.SCENARIOS,
+    *http2.SCENARIOS,
+    *websocket.SCENARIOS,
+)
