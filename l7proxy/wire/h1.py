@@ -90,7 +90,7 @@ class _Reader:
         self._chunk_line = False
         self._chunk_end = False
         self._seen = 0
-        """Bytes of an incomplete head or trailer section that were looked at: a head in single bytes costs linear time."""
+        """Bytes of an incomplete section that were looked at, so that one in single bytes costs linear time."""
 
     def feed(self, data: bytes) -> None:
         """Adds bytes that arrived."""

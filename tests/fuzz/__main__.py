@@ -1,7 +1,7 @@
 """`python -m tests.fuzz [--seconds N] [--seed N] [TARGET ...]`: runs every fuzz target of this package in turn.
 
-A target is a module with `run(seconds, seed) -> int`: it returns how many inputs it tried, and raises with the input in the
-message when one breaks a promise.
+A target is a module with `run(seconds, seed) -> int`: it returns how many inputs it tried, and raises with the input in
+the message when one breaks a promise.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Mutated HTTP/1.1 messages for the codecs of `l7proxy.wire.h1`.
 
-What must hold for any bytes: nothing but Malformed is raised; any split of the bytes gives the same messages and the same
-verdict; what is accepted reads the same in h11, an independent parser; what waits for more bytes is bounded.
+What must hold for any bytes: nothing but Malformed is raised; any split of the bytes gives the same messages and the
+same verdict; what is accepted reads the same in h11, an independent parser; what waits for more bytes is bounded.
 """
 
 import random
@@ -12,7 +12,7 @@ from typing import Any
 import h11
 
 from l7proxy.wire.framing import CHUNKED, Limits, Malformed
-from l7proxy.wire.h1 import END, RequestHead, RequestReader, ResponseReader
+from l7proxy.wire.h1 import END, RequestHead, RequestReader, ResponseHead, ResponseReader
 
 LIMITS = Limits()
 
@@ -39,10 +39,43 @@ RESPONSES = (
     b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nraw",
 )
 TOKENS = (
-    *(b"\r\n", b"\r", b"\n", b"\r\n\r\n", b" ", b"\t", b"\0", b":", b",", b";", b"0", b"-1", b"+5", b"0x5", b"\x80", b"\xff"),
-    *(b"Content-Length: 5\r\n", b"Content-Length: 0\r\n", b"Content-Length: 5, 5\r\n", b"Host: b\r\n", b"HTTP/1.1", b"HTTP/1.0"),
+    *(
+        b"\r\n",
+        b"\r",
+        b"\n",
+        b"\r\n\r\n",
+        b" ",
+        b"\t",
+        b"\0",
+        b":",
+        b",",
+        b";",
+        b"0",
+        b"-1",
+        b"+5",
+        b"0x5",
+        b"\x80",
+        b"\xff",
+    ),
+    *(
+        b"Content-Length: 5\r\n",
+        b"Content-Length: 0\r\n",
+        b"Content-Length: 5, 5\r\n",
+        b"Host: b\r\n",
+        b"HTTP/1.1",
+        b"HTTP/1.0",
+    ),
     *(b"Transfer-Encoding: chunked\r\n", b"Transfer-Encoding: gzip, chunked\r\n", b"Transfer-Encoding : chunked\r\n"),
-    *(b"\r\n folded\r\n", b"0\r\n\r\n", b"5\r\nhello\r\n", b"ffffffffffffffff\r\n", b"f" * 17, b"GET ", b"HEAD ", b"POST "),
+    *(
+        b"\r\n folded\r\n",
+        b"0\r\n\r\n",
+        b"5\r\nhello\r\n",
+        b"ffffffffffffffff\r\n",
+        b"f" * 17,
+        b"GET ",
+        b"HEAD ",
+        b"POST ",
+    ),
     *(b"Connection: close\r\n", b"Connection: content-length\r\n", b"Upgrade: h2c\r\n", b"Expect: 100-continue\r\n"),
     *(b"GET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n", b"%00", b"a" * 300, b"x: y\r\n" * 101, b";" + b"e" * 300),
 )
@@ -145,7 +178,11 @@ def check_responses(data: bytes, pieces: Sequence[bytes], method: bytes) -> None
     """Raises AssertionError when a promise is broken for this input."""
     whole = read_responses([data], method)
     assert read_responses(pieces, method) == whole, "the split changes what is read"
-    assert whole[1] in ("", "tunnel", "upstream_protocol") or whole[1].startswith("open"), whole[1]
+    messages, verdict = whole
+    assert verdict in ("", "tunnel", "upstream_protocol") or verdict.startswith("open"), verdict
+    final = [message for message in messages if message[0].status >= 200 or message[0].status == 101]
+    if final and verdict != "tunnel":
+        _compare_response_with_h11(data, final[0], method)
 
 
 _REFUSALS = ("bad_request", "uri_too_long", "headers_too_large", "not_implemented", "http_version")
@@ -183,6 +220,29 @@ def _compare_with_h11(data: bytes, messages: Sequence[tuple[RequestHead, bytes, 
         if connection.our_state is not h11.DONE or connection.trailing_data[0].startswith(b"\r"):
             return
         connection.start_next_cycle()
+
+
+def _compare_response_with_h11(data: bytes, message: tuple[ResponseHead, bytes, Any], method: bytes) -> None:
+    """Raises AssertionError when h11 reads a response that was accepted as another one."""
+    head, body, _ = message
+    connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=1 << 20)
+    connection.send(h11.Request(method=method, target="/", headers=[("host", "a"), ("content-length", "0")]))
+    connection.send(h11.EndOfMessage())
+    connection.receive_data(data)
+    read = bytearray()
+    try:
+        while isinstance(response := connection.next_event(), h11.InformationalResponse):
+            pass
+        while isinstance(event := connection.next_event(), h11.Data):
+            read += event.data
+    except h11.RemoteProtocolError as error:
+        assert head.length == CHUNKED and read == body, f"h11 refuses what was accepted: {error}"
+        return
+    assert isinstance(response, h11.Response) and isinstance(event, h11.EndOfMessage), (response, event)
+    assert response.status_code == head.status
+    assert read == body, f"the body differs: {bytes(read)!r} and {body!r}"
+    for pair in head.headers:
+        assert pair in response.headers, f"h11 sees no {pair!r}"
 
 
 def run(seconds: float, seed: int) -> int:
