@@ -21,24 +21,22 @@ LATENCY_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075) + (
 class Counter:
     """A number that only grows: `counter.value += 1`."""
 
-    __slots__ = ("value", "used")
+    __slots__ = ("value",)
     kind = "counter"
 
     def __init__(self) -> None:
         self.value: float = 0
-        self.used = 0.0
 
 
 class Gauge:
     """A number that goes up and down, or that `read` tells when it is asked for."""
 
-    __slots__ = ("_value", "read", "used")
+    __slots__ = ("_value", "read")
     kind = "gauge"
 
     def __init__(self, read: Callable[[], float] | None = None) -> None:
         self._value: float = 0
         self.read = read
-        self.used = 0.0
 
     @property
     def value(self) -> float:
@@ -52,7 +50,8 @@ class Gauge:
 class Histogram:
     """Counts per bucket (not cumulative; the last is for values above the greatest bound), their sum and number.
 
-    `exemplar` is the last (value, trace id, span id, epoch seconds) of a sampled observation.
+    `exemplar` is the last (value, trace id, span id, epoch seconds) of a sampled observation. `used` is when, and
+    `seen` at which count, the series was last found to have moved; whoever expires idle series keeps them.
     """
 
     __slots__ = ("buckets", "sum", "exemplar", "used", "seen")
@@ -100,6 +99,8 @@ class Stats:
 
     def __init__(self) -> None:
         self.families: dict[str, Family] = {}
+        self.refresh: list[Callable[[], None]] = []
+        """Called before the metrics are read, to set those that nobody counts (the CPU time of the process)."""
 
     def counter(self, name: str, help: str, **labels: str) -> Counter:
         """Returns the counter; `name` ends in `_total`."""
