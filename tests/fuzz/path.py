@@ -1,7 +1,7 @@
 """Mutated paths for `l7proxy.wire.path.normalise`.
 
 What must hold for any path: it is refused with Malformed, or its normal form is its own normal form, holds no dot
-segment, no empty segment and no escape that could be spelt plainly, and every reader decodes it to one and the same text.
+segment, no empty segment and no escape that could be spelt plainly, and every reader decodes it to one same text.
 """
 
 import random
