@@ -103,6 +103,10 @@ class HpackError(ValueError):
     """A header block that cannot be decoded: the connection's table is lost with it."""
 
 
+class HpackBomb(HpackError):
+    """A header block that decodes to several times the limit."""
+
+
 class Decoder:
     """The decoding half of one connection."""
 
@@ -118,9 +122,10 @@ class Decoder:
         """Changes whenever the table does."""
 
     def decode(self, block: bytes, limit: int) -> tuple[list[Field], int]:
-        """Returns the fields and their size as RFC 9113 6.5.2 counts it; fields past `limit` are read and dropped.
+        """Returns the fields and their size as RFC 9113 6.5.2 counts it.
 
-        Raises HpackError.
+        Fields past `limit` are read and dropped, so that the table stays in step, until the size is four times `limit`:
+        then raises HpackBomb. Raises HpackError.
         """
         out: list[Field] = []
         append = out.append
@@ -141,6 +146,8 @@ class Decoder:
                     total += sizes[index]
                     if total <= limit:
                         append(fields[index])
+                    elif total > 4 * limit:
+                        raise HpackBomb("header list too large")
                     continue
                 if byte >= 0x40:
                     index = byte & 0x3F
@@ -174,6 +181,8 @@ class Decoder:
                     field = (name, value)
                 if total <= limit:
                     append(field)
+                elif total > 4 * limit:
+                    raise HpackBomb("header list too large")
         except IndexError:
             raise HpackError("truncated, or an index out of range") from None
         except HuffmanError as error:
