@@ -23,14 +23,26 @@ class Keep:
     def __init__(self) -> None:
         self._live: dict[Any, Any] = {}
         self._next: dict[Any, Any] = {}
+        self._asked: list[Any] = []
 
     def get(self, key: Any, make: Callable[[], T]) -> T:
         """Returns the object kept under `key`, from the live configuration or made now."""
+        self._asked.append(key)
         if key in self._next:
             return cast(T, self._next[key])
         value: T = self._live[key] if key in self._live else make()
         self._next[key] = value
         return value
+
+    def asked(self) -> list[Any]:
+        """Returns the keys asked for since this was called last."""
+        asked, self._asked = self._asked, []
+        return asked
+
+    def renew(self, keys: list[Any]) -> None:
+        """Keeps what is live under `keys`: for a part that was not compiled again because it did not change."""
+        for key in keys:
+            self._next.setdefault(key, self._live[key])
 
     def commit(self) -> list[Any]:
         """The configuration that was compiled goes live."""

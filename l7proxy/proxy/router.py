@@ -237,6 +237,10 @@ class Router(Generic[Target]):
             return rules.regexes.pick(path, method, headers, query, trace)
         return None
 
+    def knows(self, host: bytes) -> bool:
+        """Tells whether any rule names this host, `*` included."""
+        return host in self._memo or self._resolve(host) is not None
+
     def _host(self, name: str) -> _Host[Target]:
         if name == "*":
             self._any = self._any or _Host(name)

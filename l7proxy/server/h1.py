@@ -6,7 +6,7 @@ from typing import Any, Final, cast
 from urllib.parse import unquote_to_bytes
 
 from l7proxy.core.errors import CODES, Cut
-from l7proxy.core.headers import without
+from l7proxy.core.headers import Headers, without
 from l7proxy.core.message import Body
 from l7proxy.core.peer import ANONYMOUS, Peer
 from l7proxy.core.stream import HIGH_WATER, Stream
@@ -73,6 +73,10 @@ class H1Exchange:
     @property
     def authority(self) -> bytes:
         return self.head.authority
+
+    @property
+    def headers(self) -> Headers:
+        return self.head.headers
 
     async def run(self) -> None:
         """Runs the application, and ends the connection where it leaves the response incomplete."""
@@ -169,6 +173,8 @@ class H1Exchange:
         # A field line is always behind a line feed, so that a search for one finds no other.
         head = STATUS_LINES[status] + b"".join([b"%b: %b\r\n" % pair for pair in start["headers"]])
         if b"\nconnection:" in head or b"\ntransfer-encoding:" in head:
+            if b"\nconnection: close\r" in head:
+                connection.keep_alive = False
             head = _head_without(start, b"connection", b"transfer-encoding")
         request = self.head
         framing = b""

@@ -54,7 +54,8 @@ class Cluster:
         self.settings = settings
         self.load = load
         self.endpoints: list[Endpoint] = []
-        self.host: bytes | None = None
+        self.weights: dict[str, int] = {}
+        """Shares of the load by address; 1 where none is said."""
         self._metrics = metrics
         self._clock = clock
         self._pick = PICKS[settings.balance](random)
@@ -116,14 +117,17 @@ class Cluster:
         request.attempt += 1
         load.requests += 1
         endpoint.active += 1
+        span = None
+        if request.span is not None:
+            span = request.span.attempt(request, request.headers)
         try:
-            answer = await endpoint.transport.handle_async_request(
-                UpstreamRequest(endpoint.url, request, self.host or request.authority)
-            )
+            answer = await endpoint.transport.handle_async_request(UpstreamRequest(endpoint.url, request))
         except BaseException as error:
             load.requests -= 1
             endpoint.active -= 1
             self._failed(request, endpoint, error, clock() - started)
+            if span is not None:
+                span.end(request, 0, error)
             raise
         now = request.t_head = clock()
         status = answer.status_code
@@ -137,6 +141,8 @@ class Cluster:
             load.requests -= 1
             endpoint.active -= 1
             self._metrics.observe(request.method, status, "", now - started)
+            if span is not None:
+                span.end(request, status, None)
             return Response(status, fields, body)
         response = Response(status, fields, body)
 
@@ -145,6 +151,8 @@ class Cluster:
             endpoint.active -= 1
             code = error.code.name if isinstance(error, ProxyError) else ""
             self._metrics.observe(request.method, status, code, clock() - started)
+            if span is not None:
+                span.end(request, status, error)
             if isinstance(body, Stream):
                 body.close()
 
@@ -224,20 +232,21 @@ class Cluster:
         if len(healthy) * 100 < len(self.endpoints) * self.settings.panic_percent:
             # Envoy's panic threshold: with so few left, all of them is better than all on them.
             healthy = self.endpoints
-        self._usable = _weighted(healthy)
+        self._usable = self._weighted(healthy)
+
+    def _weighted(self, endpoints: list[Endpoint]) -> list[Endpoint]:
+        """Repeats each endpoint by its weight, scaled so that the list stays short."""
+        weights = [self.weights.get(endpoint.address, 1) for endpoint in endpoints]
+        total = sum(weights)
+        if total == len(endpoints):
+            return list(endpoints)
+        scale = min(1.0, max(1000, len(endpoints)) / total)
+        shares = zip(endpoints, weights, strict=True)
+        return [endpoint for endpoint, weight in shares for _ in range(max(1, round(weight * scale)))]
 
     def _count_ejected(self) -> float:
         now = self._clock()
         return sum(endpoint.ejected_until > now for endpoint in self.endpoints)
-
-
-def _weighted(endpoints: list[Endpoint]) -> list[Endpoint]:
-    """Repeats each endpoint by its weight, scaled so that the list stays short."""
-    total = sum(endpoint.weight for endpoint in endpoints)
-    if total == len(endpoints):
-        return list(endpoints)
-    scale = min(1.0, max(1000, len(endpoints)) / total)
-    return [endpoint for endpoint in endpoints for _ in range(max(1, round(endpoint.weight * scale)))]
 
 
 def _close(transport: Any) -> None:

@@ -8,14 +8,15 @@ from l7proxy.upstream.transport import Transport
 class Endpoint:
     """One address. `latency` is a moving average in seconds and `stamp` the monotonic time of its last sample."""
 
-    __slots__ = ("address", "url", "transport", "weight", "active", "latency", "stamp", "failures", "ejected_until",
+    __slots__ = ("address", "url", "transport", "key", "active", "latency", "stamp", "failures", "ejected_until",
                  "ejections", "probing", "users")  # fmt: skip
 
-    def __init__(self, address: str, url: Any, transport: Transport, weight: int = 1) -> None:
+    def __init__(self, address: str, url: Any, transport: Transport, key: object = None) -> None:
         self.address = address
         self.url = url
         self.transport = transport
-        self.weight = weight
+        self.key = key
+        """What its connections were made by: an endpoint with an equal key can take its place."""
         self.active = 0
         self.latency = 0.0
         self.stamp = 0.0

@@ -48,10 +48,10 @@ class UpstreamRequest(httpx.Request):
     Building `httpx.Headers` for each request and response would cost a fifth of the whole budget.
     """
 
-    def __init__(self, url: httpx.URL, request: Request, host: bytes) -> None:
+    def __init__(self, url: httpx.URL, request: Request) -> None:
         self.method = request.method.decode("ascii")
         self.url = url
-        self.host = host
+        self.host = request.authority
         self.fields = request.headers
         self.stream = BodyStream(request.body)
         self.extensions: dict[str, Any] = {"target": request.target, EXTENSION: request}

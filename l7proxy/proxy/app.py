@@ -1,0 +1,224 @@
+"""The ASGI application: from a scope to a route, through its chain, and back to the client.
+
+One request is one call of `app`. Every `ProxyError` meets the one `except` here.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, cast
+
+import msgspec
+
+from l7proxy.core.errors import Cut, ProxyError
+from l7proxy.core.exchange import Exchange
+from l7proxy.core.headers import Headers, find
+from l7proxy.core.message import Body, Request, Response
+from l7proxy.core.stream import Stream
+from l7proxy.proxy.snapshot import Live, Route, Side, Snapshot, Target
+from l7proxy.wire.framing import Malformed
+from l7proxy.wire.path import ambiguous, normalise, unescape_slashes
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+CANCELLED = 499
+"""The status that logs and metrics show when the client went away before an answer (nginx's convention)."""
+
+_clock = time.monotonic
+
+
+def make_app(live: Live, inbound: bool) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+    """Returns the application for one direction; it reads `live.snapshot` once for each request."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        started = _clock()
+        snapshot = live.snapshot
+        side = snapshot.inbound if inbound else snapshot.outbound
+        exchange = cast(Exchange, scope["extensions"]["l7proxy"])
+        client = scope["client"]
+        request = Request(
+            scope["method"].encode(),
+            scope["scheme"].encode(),
+            exchange.authority,
+            b"/",
+            scope["query_string"],
+            scope["raw_path"],
+            exchange.headers,
+            exchange.body,
+            scope["http_version"],
+            exchange.peer,
+            client[0] if client else "",
+            "",
+            inbound,
+            exchange.upgrade,
+        )
+        request.t_start = started
+        request.destination = exchange.destination
+        live.active += 1
+        response: Response | None = None
+        status = 0
+        failure: BaseException | None = None
+        try:
+            try:
+                target = _route(side, request, live)
+                route = request.route = target.route
+                request.pattern = target.pattern
+                if inbound:
+                    side.forwarding.apply(request)
+                snapshot.tracer.begin(request)
+                response = await route.handle(request)
+            except ProxyError as error:
+                response = _answer(live, snapshot, request, error)
+            except (asyncio.CancelledError, Cut):
+                raise
+            except Exception as error:
+                live.on_failure(request, error)
+                response = _answer(
+                    live, snapshot, request, ProxyError("filter_error", f"{type(error).__name__}: {error}")
+                )
+            status = response.status
+            body = response.body
+            if type(body) is bytes:
+                request.bytes_out = len(body)
+                trailers = response.trailers
+                await send(
+                    {
+                        "type": "http.response.start",
+                        "status": status,
+                        "headers": response.headers,
+                        "trailers": bool(trailers),
+                    }
+                )
+                await send({"type": "http.response.body", "body": body})
+                if trailers:
+                    await send({"type": "http.response.trailers", "headers": trailers})
+            else:
+                await _pump(request, response, cast(Stream, body), send)
+        except asyncio.CancelledError as error:
+            failure = error
+            request.flags = request.flags or "DC"
+            status = status or CANCELLED
+            raise
+        except ProxyError as error:
+            # The response had begun: all that can be done is not to end it cleanly.
+            failure = error
+            request.code = error.code.name
+            request.flags = error.flag
+            request.detail = error.detail
+            raise Cut from error
+        except ConnectionError as error:
+            failure = error
+            request.flags = request.flags or "DC"
+            raise Cut from error
+        finally:
+            live.active -= 1
+            if response is not None and response.on_end is not None:
+                response.on_end(failure)
+            _finish(snapshot, side, request, status, failure)
+
+    return app
+
+
+def _route(side: Side, request: Request, live: Live) -> Target:
+    """Normalises the path and finds the route; raises ProxyError where there is none or the request is no good."""
+    if live.active > live.max_active:
+        raise ProxyError("overflow", "too many requests are under way")
+    raw = request.target
+    path = normalise(raw)
+    if path is not raw and ambiguous(path):
+        path = _unambiguous(side, path)
+    request.path = path
+    if request.method == b"CONNECT" and request.upgrade is None:
+        raise ProxyError("method_not_allowed", "CONNECT")
+    target = side.router.match(request.authority, path, request.method, request.headers, request.query)
+    if target is None:
+        if side.router.knows(request.authority):
+            raise ProxyError("no_route")
+        target = side.fallback
+        if target is None:
+            raise ProxyError("no_route" if side.inbound else "egress_blocked")
+    query = request.query
+    if side.inbound and not target.route.original:
+        raw = path
+    request.target = b"%b?%b" % (raw, query) if query else raw
+    return target
+
+
+def _unambiguous(side: Side, path: bytes) -> bytes:
+    if side.slashes == "UNESCAPE":
+        path = unescape_slashes(path)
+    elif side.slashes == "KEEP" or not side.strict:
+        return path
+    if side.strict and ambiguous(path):
+        raise Malformed("path_ambiguous")
+    return path
+
+
+def _answer(live: Live, snapshot: Snapshot, request: Request, error: ProxyError) -> Response:
+    """Returns the proxy's own answer to an error, as JSON or as a gRPC status, and notes it in the ledger."""
+    code = error.code
+    request.code = code.name
+    request.flags = error.flag
+    request.detail = error.detail
+    headers: Headers = [
+        (b"x-l7proxy-error", code.name.encode()),
+        (b"proxy-status", b"%b; error=%b" % (snapshot.service, code.proxy_status.encode())),
+        *error.headers,
+    ]
+    if isinstance(error, Malformed):
+        live.refused(error.reason)
+        headers.append((b"connection", b"close"))
+    if (find(request.headers, b"content-type") or b"").startswith(b"application/grpc"):
+        request.grpc_status = code.grpc
+        # gRPC over HTTP/2: a trailers-only answer has status 200 and tells the rest in its header block.
+        return Response(
+            200,
+            [
+                (b"content-type", b"application/grpc"),
+                (b"grpc-status", b"%d" % code.grpc),
+                (b"grpc-message", code.text.encode()),
+                *headers,
+            ],
+        )
+    body = msgspec.json.encode({"error": code.name, "message": code.text}) + b"\n"
+    return Response(code.status, [(b"content-type", b"application/json"), *headers], body)
+
+
+async def _pump(request: Request, response: Response, body: Stream, send: Send) -> None:
+    """Passes a body on as it comes; the client's slowness reaches the upstream through `send` and `body`."""
+    headers = response.headers
+    trailers = response.status != 101 and find(headers, b"content-length") is None
+    await send({"type": "http.response.start", "status": response.status, "headers": headers, "trailers": trailers})
+    # What is there leaves with the head; the head does not wait for a body that may take its time.
+    data = body.take()
+    if not body.drained:
+        await send({"type": "http.response.body", "body": data, "more_body": True})
+        request.bytes_out += len(data)
+        while data := await body.read():
+            request.bytes_out += len(data)
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+    else:
+        request.bytes_out += len(data)
+    await send({"type": "http.response.body", "body": data})
+    if trailers:
+        fields = body.trailers or []
+        grpc_status = find(fields, b"grpc-status")
+        if grpc_status is not None and grpc_status.isdigit():
+            request.grpc_status = int(grpc_status)
+        await send({"type": "http.response.trailers", "headers": fields})
+
+
+def _finish(snapshot: Snapshot, side: Side, request: Request, status: int, failure: BaseException | None) -> None:
+    """Counts, logs and ends the span of a request that is over."""
+    body: Body = request.body
+    request.bytes_in = len(body) if type(body) is bytes else cast(Stream, body).total
+    seconds = _clock() - request.t_start
+    route: Route | None = request.route
+    (side.unmatched if route is None else route.metrics).finish(request, status, seconds)
+    if request.span is not None:
+        request.span.end(request, status, failure)
+    log = snapshot.log
+    if log is not None:
+        log.write(request, status, seconds, snapshot.version)

@@ -1,0 +1,80 @@
+"""One configuration, compiled: what a request is served by from its first byte to its last."""
+
+from collections.abc import Callable
+
+from msgspec import Struct
+
+from l7proxy.config.model import Model
+from l7proxy.core.handler import Handler
+from l7proxy.core.message import Request
+from l7proxy.proxy.forwarding import Forwarding
+from l7proxy.proxy.router import Router
+from l7proxy.telemetry.access import AccessLog
+from l7proxy.telemetry.metrics import RouteMetrics
+from l7proxy.telemetry.tracing import Tracer
+from l7proxy.upstream.cluster import Cluster
+
+
+class Route(Struct, frozen=True):
+    """One compiled route. `original` forwards the path as it came; `file` and `line` are where its YAML stands."""
+
+    name: str
+    handle: Handler
+    metrics: RouteMetrics
+    original: bool = False
+    file: str = ""
+    line: int = 0
+
+
+class Target(Struct, frozen=True):
+    """What the router returns: a route, and the pattern of the path that matched."""
+
+    route: Route
+    pattern: str
+
+
+class Side(Struct, frozen=True):
+    """Everything that one direction needs.
+
+    `fallback` takes what names a host that no route names: the application when there are no inbound routes, the
+    destination itself under ALLOW_ANY. `unmatched` counts requests that end without a route. `strict` refuses paths
+    that applications read differently, and `slashes` says what becomes of `%2F`: REJECT, UNESCAPE or KEEP.
+    """
+
+    inbound: bool
+    router: Router[Target]
+    forwarding: Forwarding
+    unmatched: RouteMetrics
+    fallback: Target | None
+    strict: bool
+    slashes: str
+
+
+class Snapshot(Struct, frozen=True):
+    """One live configuration. Requests in flight keep the snapshot that they began with."""
+
+    version: str
+    service: bytes
+    inbound: Side
+    outbound: Side
+    tracer: Tracer
+    log: AccessLog | None
+    model: Model
+    clusters: dict[str, Cluster]
+
+
+class Live:
+    """The one place that says which snapshot new requests get, and how many requests are under way."""
+
+    __slots__ = ("snapshot", "active", "max_active", "refused", "on_failure")
+
+    def __init__(
+        self, snapshot: Snapshot, refused: Callable[[str], None], on_failure: Callable[[Request, Exception], None]
+    ) -> None:
+        self.snapshot = snapshot
+        self.active = 0
+        self.max_active = 100_000
+        self.refused = refused
+        """Counts a request that was malformed, by reason."""
+        self.on_failure = on_failure
+        """Told of a policy that raised what is not a ProxyError."""
