@@ -1,0 +1,269 @@
+"""YAML as a tree of nodes that know their line, read strictly from the parser's events.
+
+PyYAML's own loaders let the last of two equal keys win, turn `no` into False and `010` into 8, and follow aliases and
+nesting without end. Here a scalar stays the text that it is: the type that it is decoded into decides what it means.
+Tags, duplicate keys, control characters, and documents beyond the bounds below are errors. `${NAME}` in a value stands
+for an environment variable, `$${` for `${` itself.
+"""
+
+import os
+import re
+from collections.abc import Generator, Iterator
+from collections.abc import Mapping as Environment
+from itertools import pairwise
+from typing import Any, NamedTuple, NoReturn, Union
+
+from msgspec import Struct
+
+from l7proxy.core.errors import ConfigError, Problem
+
+MAX_BYTES = 16 << 20
+MAX_DEPTH = 32
+MAX_NODES = 200_000
+"""Nodes of one document, each alias counted as all that it stands for."""
+_STEP = 200
+_DOCUMENT = re.compile(rb"^---(?=[ \t\r\n]|\Z)", re.M)
+_CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_VARIABLE = re.compile(r"\$(\$\{)|\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_NULLS = frozenset(("", "~", "null", "Null", "NULL"))
+
+
+class Scalar(Struct, gc=False):
+    """A text. `plain` tells that it stood without quotes, or that it came from the environment."""
+
+    value: str
+    plain: bool
+    line: int
+
+    @property
+    def null(self) -> bool:
+        return self.plain and self.value in _NULLS
+
+
+class Sequence(Struct):
+    """A list."""
+
+    items: list["Node"]
+    line: int
+
+
+class Mapping(Struct):
+    """A mapping; the line of each value is that of its key."""
+
+    items: dict[str, "Node"]
+    line: int
+
+
+Node = Union[Scalar, Sequence, Mapping]
+
+
+class Chunk(NamedTuple):
+    """The text of one document and the lines that stand before it."""
+
+    data: bytes
+    offset: int
+
+
+def chunks(data: bytes, file: str) -> list[Chunk]:
+    """Splits a file into its documents; raises ConfigError for what is not text.
+
+    A line that starts with `---` ends a document wherever it stands (YAML 1.2 9.1.2), even within quotes, so that the
+    parser is not needed to find it.
+    """
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError([Problem(file, line, "this is not text in UTF-8")]) from None
+    control = _CONTROL.search(data)
+    if control:
+        line = data.count(b"\n", 0, control.start()) + 1
+        raise ConfigError([Problem(file, line, f"control character {control[0][0]:#04x}: is this a binary file?")])
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    starts = [0, *(found.start() for found in _DOCUMENT.finditer(data)), len(data)]
+    result: list[Chunk] = []
+    offset = 0
+    for start, end in pairwise(starts):
+        if start < end:
+            chunk = data[start:end]
+            result.append(Chunk(chunk, offset))
+            offset += chunk.count(b"\n")
+    return result
+
+
+def parse(
+    chunk: Chunk, file: str, environment: Environment[str, str] = os.environ
+) -> Generator[None, None, Node | None]:
+    """Reads one document in small steps; None when there is nothing but comments. Lines count from its own first.
+
+    Raises ConfigError with all duplicate keys and unset variables, or with the first mistake that ends the reading.
+    """
+    import yaml
+
+    builder = _Builder(chunk, file, environment)
+    takers = {
+        yaml.ScalarEvent: builder.scalar,
+        yaml.MappingStartEvent: builder.start,
+        yaml.SequenceStartEvent: builder.start,
+        yaml.MappingEndEvent: builder.end,
+        yaml.SequenceEndEvent: builder.end,
+        yaml.AliasEvent: builder.alias,
+        yaml.DocumentStartEvent: builder.document,
+    }
+    try:
+        for count, event in enumerate(_events(chunk.data)):
+            take = takers.get(event.__class__)
+            if take is not None:
+                take(event)
+            if count % _STEP == _STEP - 1:
+                yield
+    except yaml.YAMLError as mistake:
+        builder.fail(*_explain(mistake, chunk.data))
+    except _Stop:
+        pass
+    if builder.problems:
+        raise ConfigError(builder.problems)
+    return builder.root
+
+
+class _Stop(Exception):
+    """Reading on makes no sense; the problem has been noted."""
+
+
+class _Frame(Struct):
+    """A container that is still open."""
+
+    node: Any
+    mapping: bool
+    anchor: str | None
+    key: str | None = None
+    key_line: int = 0
+    size: int = 1
+    height: int = 0
+
+
+class _Builder:
+    def __init__(self, chunk: Chunk, file: str, environment: Environment[str, str]) -> None:
+        self.root: Node | None = None
+        self.problems: list[Problem] = []
+        self._file = file
+        self._offset = chunk.offset
+        self._environment = environment
+        self._stack: list[_Frame] = []
+        self._anchors: dict[str, tuple[Node, int, int]] = {}
+        self._documents = 0
+
+    def fail(self, line: int, message: str) -> None:
+        self.problems.append(Problem(self._file, self._offset + line, message))
+
+    def scalar(self, event: Any) -> None:
+        line = event.start_mark.line + 1
+        if event.tag is not None:
+            self._stop(line, f"tag {event.tag!r}: tags cannot be used here")
+        value: str = event.value
+        plain = not event.style
+        frame = self._stack[-1] if self._stack else None
+        if frame is not None and frame.key is None and frame.mapping:
+            if plain and value in _NULLS:
+                self._stop(line, "a key is missing before the colon")
+            if value in frame.node.items:
+                self.fail(line, f"duplicate key {value!r}")
+            frame.key, frame.key_line = value, line
+            return
+        if "${" in value:
+            value, plain = self._substitute(value, line), True
+        self._put(Scalar(value, plain, line), 1, 0, event.anchor)
+
+    def start(self, event: Any) -> None:
+        line = event.start_mark.line + 1
+        if event.tag is not None:
+            self._stop(line, f"tag {event.tag!r}: tags cannot be used here")
+        if len(self._stack) >= MAX_DEPTH:
+            self._stop(line, f"nested deeper than {MAX_DEPTH}")
+        self._check_key(line)
+        mapping = event.__class__.__name__ == "MappingStartEvent"
+        self._stack.append(_Frame(Mapping({}, line) if mapping else Sequence([], line), mapping, event.anchor))
+
+    def end(self, _: Any) -> None:
+        frame = self._stack.pop()
+        self._put(frame.node, frame.size, frame.height + 1, frame.anchor)
+
+    def alias(self, event: Any) -> None:
+        line = event.start_mark.line + 1
+        self._check_key(line)
+        known = self._anchors.get(event.anchor)
+        if known is None:
+            self._stop(line, f"alias *{event.anchor} stands for nothing that is complete before it")
+        node, size, height = known
+        if isinstance(node, Scalar):
+            node = Scalar(node.value, node.plain, line)
+        else:
+            node = Mapping(node.items, line) if isinstance(node, Mapping) else Sequence(node.items, line)
+        self._put(node, size, height, None)
+
+    def document(self, event: Any) -> None:
+        self._documents += 1
+        if self._documents > 1:
+            self._stop(event.start_mark.line + 1, "another document starts here without a line `---`")
+
+    def _stop(self, line: int, message: str) -> NoReturn:
+        self.fail(line, message)
+        raise _Stop
+
+    def _check_key(self, line: int) -> None:
+        if self._stack and self._stack[-1].key is None and self._stack[-1].mapping:
+            self._stop(line, "a key must be a text")
+
+    def _put(self, node: Node, size: int, height: int, anchor: str | None) -> None:
+        if anchor is not None:
+            self._anchors[anchor] = (node, size, height)
+        if not self._stack:
+            self.root = node
+            return
+        frame = self._stack[-1]
+        frame.size += size
+        frame.height = max(frame.height, height)
+        if frame.size > MAX_NODES:
+            self._stop(node.line, f"more than {MAX_NODES} values in one document, aliases counted in full")
+        if len(self._stack) + height > MAX_DEPTH:
+            self._stop(node.line, f"nested deeper than {MAX_DEPTH}")
+        if frame.key is None:
+            frame.node.items.append(node)
+        else:
+            node.line = frame.key_line
+            frame.node.items.setdefault(frame.key, node)
+            frame.key = None
+
+    def _substitute(self, value: str, line: int) -> str:
+        def replace(found: re.Match[str]) -> str:
+            if found[1]:
+                return "${"
+            text = self._environment.get(found[2])
+            if text is None:
+                self.fail(line, f"environment variable {found[2]} is not set")
+                return ""
+            return text
+
+        return _VARIABLE.sub(replace, value)
+
+
+def _events(data: bytes) -> Iterator[Any]:
+    """Returns PyYAML's events, by libyaml where it is built in."""
+    try:
+        from yaml.cyaml import CParser as Parser  # type: ignore[attr-defined]
+    except ImportError:
+        from yaml import SafeLoader as Parser  # type: ignore[assignment]
+    return iter(Parser(data).get_event, None)
+
+
+def _explain(error: Any, data: bytes) -> tuple[int, str]:
+    """Returns the line and the message of a syntax error."""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    if mark is None:
+        return 1, f"not valid YAML: {error}".replace("\n", " ")
+    lines = data.decode().split("\n")
+    line = min(mark.line + 1, len(lines) - (not lines[-1]))
+    if lines[line - 1][: mark.column + 1].endswith("\t"):
+        return line, "a tab cannot indent in YAML: use blanks"
+    context = f" ({error.context})" if getattr(error, "context", None) else ""
+    return line, f"not valid YAML: {error.problem}{context}"

@@ -1,0 +1,46 @@
+"""Long computations as generators that yield every fraction of a millisecond: run at once, or between requests."""
+
+import asyncio
+import gc
+import time
+from collections.abc import Generator
+from typing import TypeVar
+
+T = TypeVar("T")
+Steps = Generator[None, None, T]
+
+BUSY = 0.0004
+PAUSE = 0.0008
+"""Seconds that the work may hold the event loop, and that it then leaves to everybody else."""
+
+
+def finish(steps: Steps[T]) -> T:
+    """Runs all steps at once and returns the result."""
+    try:
+        while True:
+            next(steps)
+    except StopIteration as done:
+        value: T = done.value
+        return value
+
+
+async def between(steps: Steps[T], busy: float = BUSY, pause: float = PAUSE) -> T:
+    """Runs the steps a few at a time, so that a request on the same event loop waits for no more than `busy`.
+
+    The garbage collector rests meanwhile: walking all of a large half-made model would hold the loop for far longer.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        while True:
+            until = time.perf_counter() + busy
+            while time.perf_counter() < until:
+                next(steps)
+            await asyncio.sleep(pause)
+    except StopIteration as done:
+        value: T = done.value
+        return value
+    finally:
+        steps.close()
+        if collecting:
+            gc.enable()
