@@ -79,6 +79,7 @@ class AccessLog:
         self._second = 0
         self._date = ""
         self._due = False
+        self.closed = False
 
     def write(self, request: Request, status: int, seconds: float, version: str, event: Mark = "request") -> None:
         """Takes down a request that ended just now, after `seconds`, under the configuration `version`."""
@@ -137,6 +138,7 @@ class AccessLog:
 
         Requests that end later are still logged.
         """
+        self.closed = True
         self.flush()
         return self._writer.close(timeout)
 

@@ -42,7 +42,7 @@ class Exporter(SpanProcessor):
 
     def __init__(self, stats: Stats, endpoint: str, log: Callable[..., None], period: float = PERIOD) -> None:
         name, help = "l7proxy_spans_dropped_total", "Spans that the collector did not get"
-        self._overflowed = stats.counter(name, help, reason="queue_full")
+        self._refused = stats.counter(name, help, reason="queue_full")
         self._failed = stats.counter(name, help, reason="export_failed")
         self._exported = stats.counter("l7proxy_spans_exported_total", "Spans that the collector took")
         self._log = log
@@ -53,14 +53,15 @@ class Exporter(SpanProcessor):
         self._closing = threading.Event()
         self._deadline = float("inf")
         self._well = True
+        self._ended = False
         # A daemon: a collector that hangs must not keep the process alive.
         self._thread = threading.Thread(target=self._run, name="spans", daemon=True)
         self._thread.start()
 
     def on_end(self, span: ReadableSpan) -> None:
         queue = self._queue
-        if len(queue) >= QUEUE:
-            self._overflowed.value += 1
+        if len(queue) >= QUEUE or self._ended:
+            self._refused.value += 1
             return
         queue.append(span)
         if len(queue) == BATCH:
@@ -76,9 +77,11 @@ class Exporter(SpanProcessor):
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        while not (self._closing.is_set() and not self._queue):
+        while not self._ended:
             self._wake.wait(self._period)
             self._wake.clear()
+            # First the mark, then the last look: what comes after it is counted as dropped.
+            self._ended = self._closing.is_set()
             while self._queue:
                 self._send_batch()
         self._collector.close()

@@ -6,7 +6,7 @@ from typing import Any
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import (
     NonRecordingSpan,
@@ -23,6 +23,7 @@ from opentelemetry.trace import (
 from l7proxy.core.errors import ProxyError
 from l7proxy.core.headers import Headers, find, find_all
 from l7proxy.core.message import Request
+from l7proxy.telemetry.export import Exporter
 from l7proxy.telemetry.metrics import GRPC, METHODS
 from l7proxy.telemetry.tracing import Parent, write
 
@@ -31,12 +32,14 @@ GRPC_SERVER_ERRORS = frozenset((2, 4, 12, 13, 14, 15))
 
 
 class Spans:
-    """Makes the spans of sampled requests and gives finished ones to `processor`."""
+    """Makes the spans of sampled requests and gives finished ones to `exporter`."""
 
-    def __init__(self, resource: Mapping[str, str], processor: SpanProcessor) -> None:
+    def __init__(self, resource: Mapping[str, str], exporter: Exporter) -> None:
+        self._exporter = exporter
+        self.closed = False
         # Sampling is decided before a span is made, so the SDK is not asked again.
         self._provider = TracerProvider(ALWAYS_ON, Resource(dict(resource)), shutdown_on_exit=False)
-        self._provider.add_span_processor(processor)
+        self._provider.add_span_processor(exporter)
         self._start = self._provider.get_tracer("l7proxy").start_span
 
     def start(self, request: Request, parent: Parent | None, b3: bool) -> None:
@@ -52,6 +55,11 @@ class Spans:
         request.span = RequestSpan(self._start, span, b3)
         request.trace_id = request.span.trace_id.encode()
         request.span.propagate(request.headers)
+
+    def close(self, timeout: float = 0.0) -> bool:
+        """No configuration asks for these any more; says whether all were sent within `timeout` seconds."""
+        self.closed = True
+        return self._exporter.close(timeout)
 
 
 class RequestSpan:

@@ -1,0 +1,137 @@
+"""All telemetry of one process: made once, and asked by each configuration for what it needs."""
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from l7proxy.core.handler import Keep
+from l7proxy.core.stats import Stats
+from l7proxy.telemetry.access import AccessLog
+from l7proxy.telemetry.log import Log
+from l7proxy.telemetry.metrics import Metrics
+from l7proxy.telemetry.process import LoopLag, observe_process
+from l7proxy.telemetry.tracing import Tracer
+
+if TYPE_CHECKING:
+    from l7proxy.telemetry.spans import Spans
+
+SWEEP = 60.0
+"""Seconds between two looks for idle series."""
+
+SWEPT_AT_ONCE = 50
+"""Routes looked at in one go: about 0.1 ms."""
+
+
+class Service(Protocol):
+    """Who the application is."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def namespace(self) -> str: ...
+    @property
+    def mesh(self) -> str: ...
+    @property
+    def version(self) -> str: ...
+
+
+def resource(service: Service) -> dict[str, str]:
+    """Returns the resource attributes of metrics and spans; `OTEL_RESOURCE_ATTRIBUTES` (`a=b,c=d`) adds to them."""
+    attributes = {
+        "service.name": service.name,
+        "service.namespace": service.namespace,
+        "service.version": service.version,
+        "service.instance.id": socket.gethostname(),
+        "l7proxy.mesh": service.mesh,
+    }
+    for pair in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "").split(","):
+        name, _, value = pair.partition("=")
+        attributes[name.strip()] = value.strip()
+    return {name: value for name, value in attributes.items() if name and value}
+
+
+class Telemetry:
+    """The metrics of the process, and where its spans and access logs go.
+
+    `target` are the resource attributes of the live configuration. What `tracer` and `access_log` return is kept over
+    swaps while the settings stay as they are; each has a `close` for when no configuration asks for it any more.
+    """
+
+    def __init__(self, stats: Stats, log: Log) -> None:
+        self.stats = stats
+        self.log = log
+        self.metrics = Metrics(stats)
+        self.target: dict[str, str] = {}
+        self._logs: list[AccessLog] = []
+        self._spans: list[Spans] = []
+        self._lag: LoopLag | None = None
+        self._sweep: asyncio.TimerHandle | None = None
+        observe_process(stats)
+
+    def tracer(
+        self,
+        keep: Keep,
+        target: Mapping[str, str],
+        otlp: str | None = None,
+        sampling: float = 0.0,
+        b3: bool = False,
+    ) -> Tracer:
+        """Returns what begins each request's trace. Without `otlp` no span is ever made, and no SDK imported."""
+        if otlp is None:
+            return Tracer(b3=b3)
+
+        def make() -> "Spans":
+            # The SDK takes 8 MB and 0.1 s, which nobody pays who has no collector.
+            from l7proxy.telemetry.export import Exporter
+            from l7proxy.telemetry.spans import Spans
+
+            spans = Spans(target, Exporter(self.stats, otlp, self.log))
+            self._spans = [other for other in self._spans if not other.closed] + [spans]
+            return spans
+
+        return Tracer(keep.get(("spans", otlp, tuple(target.items())), make), sampling, b3)
+
+    def access_log(self, keep: Keep, path: str, format: Literal["json", "text"] = "json") -> AccessLog:
+        """Returns the access log at `path`; raises OSError when it cannot be opened."""
+
+        def make() -> AccessLog:
+            log = AccessLog(self.stats, path, format)
+            self._logs = [other for other in self._logs if not other.closed] + [log]
+            return log
+
+        return keep.get(("access log", path, format), make)
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begins to watch the event loop and to forget series that traffic made and left alone."""
+        self._lag = LoopLag(self.stats, loop)
+        self._sweep = loop.call_later(SWEEP, self._begin_sweep, loop)
+
+    def reopen(self) -> None:
+        """Opens the access logs anew: their files were moved away (SIGUSR1)."""
+        for log in self._logs:
+            log.reopen()
+
+    def close(self, timeout: float = 2.0) -> None:
+        """Sends and writes what waits, which may block for `timeout` seconds in all."""
+        if self._lag is not None:
+            self._lag.close()
+        if self._sweep is not None:
+            self._sweep.cancel()
+        deadline = time.monotonic() + timeout
+        for each in (*self._logs, *self._spans):
+            each.close()
+        for each in (*self._logs, *self._spans, self.log):
+            each.close(max(0.0, deadline - time.monotonic()))
+
+    def _begin_sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._continue_sweep(loop, self.metrics.expire(time.monotonic()))
+
+    def _continue_sweep(self, loop: asyncio.AbstractEventLoop, steps: Iterator[None]) -> None:
+        for _ in range(SWEPT_AT_ONCE):
+            if next(steps, self) is self:
+                self._sweep = loop.call_later(SWEEP, self._begin_sweep, loop)
+                return
+        loop.call_soon(self._continue_sweep, loop, steps)
