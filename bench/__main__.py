@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,12 +16,17 @@ from bench.model import Result
 from bench.process import LOAD_CORE, BenchError
 from bench.scenarios import ALL as SCENARIOS
 
+TOOLS = ("taskset", "nginx", "haproxy", "wrk", "h2load", "curl", "cc")
 Job = tuple[str, str, Callable[[Lab], Result]]
 
 
 def main() -> int:
     """Returns 0 when all scenarios ran and all proofs held, met goals or not; 1 when one failed; 2 for usage."""
     options = _options()
+    os.environ["PATH"] += ":/usr/sbin:/sbin"
+    if missing := [tool for tool in TOOLS if shutil.which(tool) is None]:
+        print(f"not installed: {' '.join(missing)} (bench/README.md names the packages)", file=sys.stderr)
+        return 1
     os.sched_setaffinity(0, {LOAD_CORE})
     if options.command == "soak":
         name, how = options.name or "soak", f"{options.minutes:g} minutes"

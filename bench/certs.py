@@ -13,10 +13,11 @@ TRUST_DOMAIN = "bench"
 SERVER = f"spiffe://{TRUST_DOMAIN}/ns/bench/sa/server"
 CLIENT = f"spiffe://{TRUST_DOMAIN}/ns/bench/sa/client"
 STRANGER = f"spiffe://{TRUST_DOMAIN}/ns/bench/sa/stranger"
+CALLERS = {f"caller-{number}": f"spiffe://{TRUST_DOMAIN}/ns/bench/sa/caller-{number}" for number in range(20)}
 
 
 def issue(folder: Path) -> None:
-    """Writes ca.crt, and for server, client and stranger NAME.crt, NAME.key and NAME.pem (both in one) to `folder`."""
+    """Writes ca.crt, and for each identity NAME.crt, NAME.key and NAME.pem (both in one) to `folder`."""
     ca_key = ec.generate_private_key(ec.SECP256R1())
     ca_name = _name("bench CA")
     key_id = x509.SubjectKeyIdentifier.from_public_key(ca_key.public_key())
@@ -28,7 +29,7 @@ def issue(folder: Path) -> None:
         .sign(ca_key, hashes.SHA256())
     )
     (folder / "ca.crt").write_bytes(ca.public_bytes(serialization.Encoding.PEM))
-    for name, identity in (("server", SERVER), ("client", CLIENT), ("stranger", STRANGER)):
+    for name, identity in {"server": SERVER, "client": CLIENT, "stranger": STRANGER, **CALLERS}.items():
         key = ec.generate_private_key(ec.SECP256R1())
         address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
         leaf = (

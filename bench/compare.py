@@ -1,5 +1,6 @@
 """Scenarios that give several contenders the same load, in interleaved rounds."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,8 +9,9 @@ from bench.contenders import Contender, Proxy, Setup
 from bench.lab import Lab
 from bench.load import Load
 from bench.model import Derive, Goal, Result, Row, Sample
-from bench.process import BenchError
+from bench.process import PROXY_CORE, BenchError, core_busy
 from bench.prove import Proofs
+from bench.stats import median
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,11 @@ class Comparison:
             for runner in runners:
                 runner.proxy.process.stop()
         result.rows = [row for row in result.rows if row.label not in result.errors]
+        if taken := [sample.others for row in result.rows for sample in row.samples]:
+            result.notes.append(
+                f"Other processes had {median(taken):.0%} of the proxies' core (median of the rounds), at most "
+                f"{max(taken):.0%}."
+            )
         rows = result.by_label()
         result.findings = [finding for goal in self.goals if (finding := goal.judge(rows)) is not None]
         if len(rows) == len(self.entries):
@@ -107,15 +114,16 @@ class Comparison:
 
     def _turn(self, runner: "Runner", seconds: int, count: bool) -> None:
         process = runner.proxy.process
-        before = process.cpu()
+        before, busy, began = process.cpu(), core_busy(PROXY_CORE), time.monotonic()
         load = self.drive(runner.proxy, seconds)
         cpu = process.cpu() - before
+        others = max(0.0, core_busy(PROXY_CORE) - busy - cpu) / (time.monotonic() - began)
         if not process.alive() or load.requests == 0:
             raise BenchError(f"{runner.proxy.label} answered nothing:\n{process.tail()}")
         runner.answered += load.requests
         runner.cut_off += load.unfinished
         if count:
-            runner.row.samples.append(Sample(load.requests, load.seconds, cpu, load.p50, load.p99))
+            runner.row.samples.append(Sample(load.requests, load.seconds, cpu, load.p50, load.p99, others))
 
     def _finish(self, runner: "Runner") -> Row:
         runner.row.rss = runner.proxy.process.rss()

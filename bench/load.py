@@ -80,7 +80,7 @@ def h2load_count(url: str, connections: int, requests: int, options: Sequence[st
     return _h2load(command, log, 60, 0, None)
 
 
-def h2load_rate(url: str, rate: int, seconds: float, options: Sequence[str] = ("--h1",)) -> Load:
+def h2load_rate(url: str, rate: int, seconds: float, env: Mapping[str, str] | None = None) -> Load:
     """Sends `rate` requests a second, evenly spread: one connection starts each millisecond, each with its own beat."""
     connections = 20 if rate <= 2000 else 32
     each = max(1, round(rate * seconds / connections))
@@ -93,10 +93,10 @@ def h2load_rate(url: str, rate: int, seconds: float, options: Sequence[str] = ("
         "--rate-period=1ms",
         f"--rps={rate / connections}",
         f"--log-file={log}",
-        *options,
+        "--h1",
         url,
     ]
-    return _h2load(command, log, seconds, 0, None)
+    return _h2load(command, log, seconds, 0, env)
 
 
 def _h2load(command: Sequence[str], log: Path, seconds: float, unfinished: int, env: Mapping[str, str] | None) -> Load:

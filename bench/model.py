@@ -20,6 +20,8 @@ class Sample:
     cpu: float
     p50: float | None = None
     p99: float | None = None
+    others: float = 0.0
+    """The part of the proxy's core that was gone to others during the round."""
 
     @property
     def rate(self) -> float:

@@ -26,6 +26,16 @@ def free_port() -> int:
         return port
 
 
+def core_busy(core: int) -> float:
+    """Returns the seconds that a core has worked, for anybody, or was taken away by the hypervisor."""
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *ticks = line.split()
+        if name == f"cpu{core}":
+            user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, ticks[:8])
+            return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    raise BenchError(f"the kernel does not tell what core {core} does")
+
+
 @dataclass(slots=True)
 class Process:
     """A started command with its output in a file; figures cover the process and its living descendants."""

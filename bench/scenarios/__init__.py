@@ -1,7 +1,7 @@
 """All scenarios, in the order in which they run."""
 
 from bench.compare import Scenario
-from bench.scenarios import cost, http1, http2, idle, routes, tls, websocket
+from bench.scenarios import cost, http1, http2, idle, operation, routes, rules, tls, websocket
 
 ALL: tuple[Scenario, ...] = (
     *http1.SCENARIOS,
@@ -11,4 +11,6 @@ ALL: tuple[Scenario, ...] = (
     *websocket.SCENARIOS,
     *idle.SCENARIOS,
     *routes.SCENARIOS,
+    *rules.SCENARIOS,
+    *operation.SCENARIOS,
 )

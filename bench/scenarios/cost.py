@@ -7,15 +7,15 @@ from bench.scenarios.http1 import small
 from bench.stats import median
 
 
-def _dearer(rows: dict[str, Row], label: str, than: str) -> float:
+def dearer(rows: dict[str, Row], label: str, than: str) -> float:
     """Returns the median over the rounds of the difference in CPU microseconds a request."""
     pairs = zip(rows[label].samples, rows[than].samples, strict=True)
     return median([1e6 / one.per_core - 1e6 / other.per_core for one, other in pairs])
 
 
 def _costs(rows: dict[str, Row]) -> list[Finding]:
-    chain, telemetry = _dearer(rows, "chain", "none"), _dearer(rows, "telemetry", "none")
-    everything = _dearer(rows, "everything", "none")
+    chain, telemetry = dearer(rows, "chain", "none"), dearer(rows, "telemetry", "none")
+    everything = dearer(rows, "everything", "none")
     return [
         Finding("authorization + rate limit + headers + timeout", chain, "us CPU a request", "<= 15", chain <= 15),
         Finding("metrics + 1 % traces + JSON log", telemetry, "us CPU a request", "<= 8", telemetry <= 8),

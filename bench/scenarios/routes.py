@@ -1,12 +1,11 @@
 """Many routes: what they cost a request, and what taking up a change of theirs costs live traffic."""
 
-import threading
-import time
 from dataclasses import dataclass
 from typing import ClassVar
 
 from bench.compare import Comparison, Entry, Plan
 from bench.contenders import BARE, FULL, L7PROXY, Proxy, Setup
+from bench.every import Every
 from bench.lab import Lab
 from bench.live import Live
 from bench.load import Load, h2load_rate, wrk
@@ -71,7 +70,7 @@ class Reload:
         quiet, busy, reloads = [], [], 0
         for _ in range(plan.rounds):
             quiet.append(h2load_rate(live.proxy.url("/1k"), 1000, seconds).p99 or 0.0)
-            with Reloader(live) as reloader:
+            with Every(2.0, live.reload) as reloader:
                 busy.append(h2load_rate(live.proxy.url("/1k"), 1000, seconds).p99 or 0.0)
             reloads += reloader.done
         if not reloads:
@@ -83,38 +82,6 @@ class Reload:
             Finding("rise of the p99 by the reloads", rise, "ms", "<= 2 ms", rise <= 2),
         ]
         result.notes.append(f"{reloads} changes went live under load; every request was answered 200.")
-
-
-class Reloader:
-    """Changes the configuration every 2 seconds while the block runs, and waits for each change to go live."""
-
-    def __init__(self, live: Live) -> None:
-        self.done = 0
-        self._live = live
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self._error: BenchError | None = None
-
-    def __enter__(self) -> "Reloader":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            began = time.monotonic()
-            try:
-                self._live.reload()
-            except BenchError as error:
-                self._error = error
-                return
-            self.done += 1
-            self._stop.wait(max(0.0, 2 - (time.monotonic() - began)))
 
 
 SCENARIOS = (
