@@ -121,10 +121,12 @@ class Telemetry:
         if self._sweep is not None:
             self._sweep.cancel()
         deadline = time.monotonic() + timeout
-        for each in (*self._logs, *self._spans):
-            each.close()
-        for each in (*self._logs, *self._spans, self.log):
-            each.close(max(0.0, deadline - time.monotonic()))
+        parts: list[AccessLog | Spans] = [*self._logs, *self._spans]
+        for part in parts:
+            part.close()
+        for part in parts:
+            part.close(max(0.0, deadline - time.monotonic()))
+        self.log.close(max(0.1, deadline - time.monotonic()))
 
     def _begin_sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         self._continue_sweep(loop, self.metrics.expire(time.monotonic()))
