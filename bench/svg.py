@@ -5,7 +5,7 @@ from html import escape
 
 COLOURS = {"l7proxy": "#1f77b4", "envoy": "#ac6bc9", "nginx": "#4c9f50", "haproxy": "#d98324"}
 OTHER = "#8a8a8a"
-WIDTH, LEFT, BAR, GAP, HEAD = 900, 300, 16, 34, 44
+WIDTH, LEFT, BAR, GAP, HEAD = 900, 140, 16, 34, 44
 
 
 def chart(title: str, groups: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> str:
