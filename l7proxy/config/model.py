@@ -23,6 +23,7 @@ from l7proxy.core.fields import (
     PathText,
     Regex,
     Size,
+    UpstreamName,
     Url,
 )
 from l7proxy.core.handler import Filter
@@ -331,7 +332,7 @@ class Match(Part, frozen=True):
 class Backend(Part, frozen=True):
     """One part of a split."""
 
-    upstream: Annotated[Text, doc("The name of an Upstream, or `app`.")]
+    upstream: Annotated[UpstreamName, doc("The name of an Upstream, or `app`.")]
     weight: Annotated[int, doc("Its share of the requests, relative to the others.", ge=0, le=1_000_000)] = 1
 
 
@@ -385,7 +386,7 @@ class Route(Part, frozen=True):
         tuple[HostPattern, ...], doc("Hosts: exact, `*.suffix` (any depth) or `*`; ports are ignored.", min_length=1)
     ] = ("*",)
     matches: Annotated[tuple[Match, ...], doc("Any of these; by default everything.", min_length=1)] = (Match(),)
-    upstream: Annotated[Text | None, doc("The name of an Upstream, or `app`.")] = None
+    upstream: Annotated[UpstreamName | None, doc("The name of an Upstream, or `app`.")] = None
     split: Annotated[tuple[Backend, ...], doc("Several upstreams by weight.", min_length=1)] = ()
     redirect: Annotated[Redirect | None, doc("Sends the client elsewhere.")] = None
     direct_response: Annotated[DirectResponse | None, doc("Answers without an upstream.")] = None

@@ -12,14 +12,21 @@ from urllib.parse import urlsplit
 
 from msgspec import Meta
 
+from l7proxy.core import patterns
+
 
 class Format(NamedTuple):
-    """One kind of text: `parse` returns its value, or raises ValueError with a message that can follow `key: `."""
+    """One kind of text: `parse` returns its value, or raises ValueError with a message that can follow `key: `.
+
+    `show` writes a value as it is written in YAML. `refers` tells that the text names something that must exist.
+    """
 
     name: str
     parse: Callable[[str], Any]
     example: str
     pattern: str = ""
+    show: Callable[[Any], str] = str
+    refers: bool = False
 
 
 Duration = Annotated[float, Meta(extra={"format": "duration"})]
@@ -48,6 +55,8 @@ HeaderValue = Annotated[str, Meta(extra={"format": "value"})]
 """The value of a header field."""
 Method = Annotated[str, Meta(extra={"format": "method"})]
 """A request method, case-sensitive (RFC 9110 9.1)."""
+UpstreamName = Annotated[str, Meta(extra={"format": "upstream"})]
+"""The name of an Upstream of the same configuration, or `app`."""
 File = Annotated[str, Meta(extra={"format": "file"})]
 """A file; a relative path starts at the folder of the document that names it."""
 
@@ -69,6 +78,23 @@ def duration(text: str) -> float:
     if not text or at != len(text):
         raise ValueError(f"{text!r} is not a duration: write it like 250ms, 2s, 1m30s or 1h")
     return round(total, 9)
+
+
+def show_duration(seconds: float) -> str:
+    """Returns a duration as it is written in YAML, in its largest whole unit."""
+    for unit, factor in reversed(_UNITS.items()):
+        count = seconds / factor
+        if seconds and count >= 1 and abs(count - round(count)) < 1e-9:
+            return f"{round(count)}{unit}"
+    return f"{seconds:g}s"
+
+
+def show_size(count: int) -> str:
+    """Returns a size as it is written in YAML, in its largest whole unit."""
+    for unit, factor in reversed(_SIZES.items()):
+        if count and count % factor == 0:
+            return f"{count // factor}{unit}"
+    return f"{count}B"
 
 
 def size(text: str) -> int:
@@ -123,17 +149,10 @@ def url(text: str) -> str:
 
 def regex(text: str) -> str:
     """Returns the expression as it stands, once RE2 has compiled it."""
-    import re2
-
-    options = re2.Options()
-    options.log_errors = False
-    options.max_mem = 1 << 20
     try:
-        re2.compile(text, options)
-    except re2.error as error:
-        reason = error.args[0] if error.args else ""
-        reason = reason.decode("utf-8", "replace") if isinstance(reason, bytes) else str(reason)
-        raise ValueError(f"{text!r} is not a regular expression of RE2: {reason}") from None
+        patterns.check(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is not a regular expression of RE2 that can be used: {error}") from None
     return text
 
 
@@ -197,16 +216,22 @@ def _value(text: str) -> str:
 
 
 def _file(text: str) -> str:
-    if not text or "\0" in text:
-        raise ValueError(f"{text!r} is not the path of a file")
+    if not text:
+        raise ValueError("the path of a file is empty")
+    return text
+
+
+def _upstream(text: str) -> str:
+    if not text:
+        raise ValueError("the name of an upstream is empty")
     return text
 
 
 FORMATS: dict[str, Format] = {
     row.name: row
     for row in (
-        Format("duration", duration, "2s", r"^([0-9]{1,9}(\.[0-9]{1,9})?(ms|s|m|h))+$"),
-        Format("size", size, "64KiB", r"^[0-9]{1,12}(B|KiB|MiB|GiB)$"),
+        Format("duration", duration, "2s", r"^([0-9]{1,9}(\.[0-9]{1,9})?(ms|s|m|h))+$", show_duration),
+        Format("size", size, "64KiB", r"^[0-9]{1,12}(B|KiB|MiB|GiB)$", show_size),
         Format("listen", _listen, "127.0.0.1:15000", r"^(unix:/.+|.+:[0-9]{1,5})$"),
         Format("hostport", _hostport, "10.0.0.5:9090", r"^.+:[0-9]{1,5}$"),
         Format("url", url, "http://127.0.0.1:8080", r"^https?://[^?#\s]+$"),
@@ -218,6 +243,7 @@ FORMATS: dict[str, Format] = {
         Format("header", _header, "x-tenant", r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"),
         Format("value", _value, "blue"),
         Format("method", _token, "GET", r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"),
-        Format("file", _file, "certs/tls.crt", r"^.+$"),
+        Format("file", _file, "certs/tls.crt", r"^.+$", refers=True),
+        Format("upstream", _upstream, "payments", r"^.+$", refers=True),
     )
 }
