@@ -12,9 +12,9 @@ class Exchange(Protocol):
 
     `authority` is the one host that was asked for, and `headers` are the end-to-end fields without Host; the list is
     the application's to change. `body` is the request body (`bytes` when it arrived whole); the response goes through
-    ASGI's `send`, where 101 (or 200 to an extended CONNECT) as status turns both bodies into a raw tunnel. `upgrade` is the protocol asked for,
-    lower case. `destination` is the address that the client dialled before a redirection, or None. A client that goes
-    away cancels the task that runs the application.
+    ASGI's `send`, where 101 (or 200 to an extended CONNECT) as status turns both bodies into a raw tunnel. `upgrade` is
+    the protocol asked for, lower case. `destination` is the address that the client dialled before a redirection, or
+    None. A client that goes away cancels the task that runs the application.
     """
 
     authority: bytes

@@ -34,6 +34,10 @@ class Keep:
         self._next[key] = value
         return value
 
+    def __contains__(self, key: Any) -> bool:
+        """Whether something is live under `key`."""
+        return key in self._live
+
     def asked(self) -> list[Any]:
         """Returns the keys asked for since this was called last."""
         asked, self._asked = self._asked, []

@@ -51,6 +51,10 @@ class Stream:
         self.error: BaseException | None = None
         self.trailers: Headers | None = None
 
+    def on_consumed(self, consumed: Callable[[int], None]) -> None:
+        """Sets whom to tell when the reader takes bytes."""
+        self._consumed = consumed
+
     def feed(self, data: bytes) -> None:
         """Adds bytes; what comes after the end or a failure is dropped."""
         if self.ended:

@@ -12,6 +12,7 @@ from l7proxy.core.message import Request, Response
 from l7proxy.core.stats import Stats
 from l7proxy.core.stream import Stream
 from l7proxy.upstream.balance import PICKS, observe
+from l7proxy.upstream.dns import Resolver
 from l7proxy.upstream.endpoint import Endpoint
 from l7proxy.upstream.pool import Load
 from l7proxy.upstream.transport import UpstreamRequest, response_parts
@@ -54,6 +55,7 @@ class Cluster:
         self.settings = settings
         self.load = load
         self.endpoints: list[Endpoint] = []
+        self.resolver: Resolver | None = None
         self.weights: dict[str, int] = {}
         """Shares of the load by address; 1 where none is said."""
         self._metrics = metrics
@@ -79,6 +81,8 @@ class Cluster:
         load.max_connections = settings.max_connections
         load.max_pending = settings.max_pending
         load.max_requests = settings.max_requests
+        if self.resolver is not None:
+            self.resolver.start()
 
     def set_endpoints(self, endpoints: Iterable[Endpoint]) -> None:
         """Replaces the endpoints; those that nobody holds any more end when their requests do."""
@@ -93,6 +97,8 @@ class Cluster:
 
     def close(self) -> None:
         """This configuration is retired: lets go of the endpoints."""
+        if self.resolver is not None:
+            self.resolver.close()
         self.set_endpoints(())
 
     async def send(self, request: Request) -> Response:
@@ -107,6 +113,8 @@ class Cluster:
             raise ProxyError("overflow", f"upstream {self.name} has {load.requests} requests under way")
         clock = self._clock
         started = clock()
+        if self.resolver is not None and not self.resolver.resolved.is_set():
+            await self.resolver.first()
         usable = self._usable
         if len(usable) == 1 and self._next_return > started:
             endpoint = usable[0]

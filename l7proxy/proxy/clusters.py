@@ -1,0 +1,97 @@
+"""Clusters from their specifications, with the endpoints that the last configuration had already."""
+
+from random import Random
+
+from l7proxy.config.model import APP, Upstream
+from l7proxy.config.model import Endpoint as EndpointSpec
+from l7proxy.core.fields import split_host_port
+from l7proxy.core.handler import Keep
+from l7proxy.core.stats import Stats
+from l7proxy.telemetry.metrics import Metrics
+from l7proxy.upstream.cluster import Cluster, Settings
+from l7proxy.upstream.dns import Resolver
+from l7proxy.upstream.endpoint import Endpoint
+from l7proxy.upstream.pool import Dial, H1Transport, Load
+from l7proxy.upstream.transport import url_of
+
+APP_IDLE = 1.0
+IDLE = 3.0
+"""Seconds that an unused connection is kept: below what servers allow, so that they do not close it first."""
+
+
+class Clusters:
+    """Makes clusters and remembers the live ones, so that endpoints keep their connections over a swap."""
+
+    def __init__(self, stats: Stats, metrics: Metrics, keep: Keep, random: Random) -> None:
+        self._stats = stats
+        self._metrics = metrics
+        self._keep = keep
+        self._random = random
+        self._made: dict[str, tuple[Upstream, Cluster]] = {}
+
+    def get(self, name: str, spec: Upstream) -> Cluster:
+        """Returns the cluster for an upstream; an unchanged one is the one that is live."""
+        before = self._made.get(name)
+        if before is not None and before[0] == spec and ("cluster", name, id(before[1])) in self._keep:
+            cluster = before[1]
+        else:
+            cluster = self._make(name, spec, before[1] if before is not None else None)
+        self._keep.get(("load", name), Load)
+        return self._keep.get(("cluster", name, id(cluster)), lambda: cluster)
+
+    def commit(self, live: dict[str, tuple[Upstream, Cluster]]) -> None:
+        """These clusters are live now."""
+        for name, (_, cluster) in live.items():
+            if self._made.get(name, (None, None))[1] is not cluster:
+                cluster.activate()
+        self._made = live
+
+    def _make(self, name: str, spec: Upstream, before: Cluster | None) -> Cluster:
+        load = self._keep.get(("load", name), Load)
+        metrics = self._metrics.upstream(name)
+        settings = Settings(
+            balance=spec.balance,
+            panic_percent=spec.panic_percent,
+            max_connections=spec.breakers.connections,
+            max_pending=spec.breakers.pending,
+            max_requests=spec.breakers.requests,
+            eject_failures=0 if name == APP else spec.ejection.failures,
+            eject_time=spec.ejection.time,
+            eject_max_time=spec.ejection.max_time,
+            eject_max_percent=spec.ejection.max_percent,
+        )
+        cluster = Cluster(name, settings, load, metrics, self._stats, self._random)
+        have = {} if before is None else {endpoint.key: endpoint for endpoint in before.endpoints}
+
+        def endpoint(address: str) -> Endpoint:
+            host, port = split_host_port(address)
+            idle = spec.idle_timeout or (APP_IDLE if name == APP else IDLE)
+            dial = Dial(host, port, spec.connect_timeout, idle)
+            key = (dial, spec.protocol, spec.tls)
+            found = have.get(key)
+            if found is None:
+                scheme = "http" if spec.tls is None else "https"
+                found = Endpoint(address, url_of(scheme, address), H1Transport(dial, load, metrics), key)
+                have[key] = found
+            return found
+
+        if spec.dns is not None:
+            host, port = split_host_port(spec.dns)
+            if before is not None:
+                cluster.set_endpoints(before.endpoints if _same_dns(before, spec.dns) else ())
+            cluster.resolver = Resolver(
+                host, port, lambda addresses: cluster.set_endpoints(map(endpoint, addresses)), self._stats, name
+            )
+        else:
+            cluster.weights = {
+                entry.address: entry.weight for entry in spec.endpoints if isinstance(entry, EndpointSpec)
+            }
+            cluster.set_endpoints(
+                endpoint(entry.address if isinstance(entry, EndpointSpec) else entry) for entry in spec.endpoints
+            )
+        return cluster
+
+
+def _same_dns(before: Cluster, name: str) -> bool:
+    resolver = before.resolver
+    return resolver is not None and f"{resolver.host}:{resolver.port}" == name

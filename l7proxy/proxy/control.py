@@ -1,0 +1,139 @@
+"""What is live: takes models, compiles them beside the traffic, and swaps or refuses each as a whole."""
+
+import asyncio
+import random
+import time
+from collections.abc import Coroutine, Generator
+from hashlib import blake2b
+from typing import Any, TypeVar
+
+from l7proxy.config.model import Model
+from l7proxy.core.errors import ConfigError
+from l7proxy.core.handler import Keep, Source
+from l7proxy.core.message import Request
+from l7proxy.proxy.compile import Compiler
+from l7proxy.proxy.snapshot import Live, Snapshot
+from l7proxy.telemetry.facade import Telemetry, resource
+
+T = TypeVar("T")
+
+SLICE = 0.0005
+"""Seconds of compilation between two turns of the event loop."""
+
+PAUSE = 0.001
+
+
+class Control:
+    """The live configuration of one process.
+
+    `apply` makes a model live or raises ConfigError and changes nothing; `follow` does so for all that a source yields.
+    """
+
+    def __init__(self, telemetry: Telemetry, model: Model) -> None:
+        """Compiles the first model at once; raises ConfigError."""
+        self.telemetry = telemetry
+        self.keep = Keep()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._lock = asyncio.Lock()
+        self._compiler = Compiler(telemetry, self.keep, random.Random(), self.spawn)
+        stats = telemetry.stats
+        self._version = stats.gauge(
+            "l7proxy_config_version", "A number that stands for the live configuration: the same for the same content"
+        )
+        self._since = stats.gauge("l7proxy_config_live_since_seconds", "When the live configuration went live")
+        self._rejected = stats.counter("l7proxy_config_rejected_total", "Configurations that were refused")
+        self._accepted = stats.counter("l7proxy_config_accepted_total", "Configurations that went live")
+        snapshot = _exhaust(self._compiler.steps(model))
+        self.live = Live(snapshot, self._refused, self._failed)
+        self._swap(snapshot)
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The live configuration."""
+        return self.live.snapshot
+
+    async def apply(self, model: Model) -> None:
+        """Makes `model` live, a slice of work at a time; raises ConfigError and changes nothing when it cannot be."""
+        async with self._lock:
+            if model.version == self.snapshot.version:
+                return
+            try:
+                snapshot = await sliced(self._compiler.steps(model))
+            except BaseException:
+                self._compiler.rollback()
+                raise
+            self._swap(snapshot)
+
+    async def follow(self, source: Source) -> None:
+        """Applies what the source yields, and tells it and the log how that went."""
+        async for model in source.updates():
+            version = ""
+            try:
+                if isinstance(model, ConfigError):
+                    raise model
+                version = model.version
+                for warning in model.warnings:
+                    self.telemetry.log("warning", "configuration", message=str(warning))
+                await self.apply(model)
+            except ConfigError as error:
+                self.reject(error)
+                source.reject(version, error)
+            else:
+                source.accept(version)
+
+    def reject(self, error: ConfigError) -> None:
+        """Counts and logs a configuration that cannot be used; the live one goes on."""
+        self._rejected.value += 1
+        for problem in error.problems:
+            self.telemetry.log("error", "configuration rejected", file=problem.file, line=problem.line,
+                               message=problem.message)  # fmt: skip
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Runs work that outlives a request; `close` ends it."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def close(self) -> None:
+        """Ends what was spawned and lets go of every upstream."""
+        for task in self._tasks:
+            task.cancel()
+        self._compiler.close()
+
+    def _swap(self, snapshot: Snapshot) -> None:
+        self.live.snapshot = snapshot
+        self._compiler.commit()
+        self._version.value = int.from_bytes(blake2b(snapshot.version.encode(), digest_size=6).digest(), "big")
+        self._since.value = time.time()
+        self._accepted.value += 1
+        self.telemetry.target = resource(snapshot.model.sidecar.spec.service)
+        self.telemetry.log("info", "configuration live", version=snapshot.version, routes=len(snapshot.model.routes))
+
+    def _refused(self, reason: str) -> None:
+        self.telemetry.stats.counter(
+            "l7proxy_bad_requests_total", "Requests refused as malformed, by reason", listener="inbound", reason=reason
+        ).value += 1
+
+    def _failed(self, request: Request, error: Exception) -> None:
+        route = request.route.name if request.route is not None else ""
+        self.telemetry.log("error", "policy failed", route=route, error=f"{type(error).__name__}: {error}")
+
+
+def _exhaust(steps: Generator[None, None, T]) -> T:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
+
+
+async def sliced(steps: Generator[None, None, T]) -> T:
+    """Runs a generator to its end in slices, with time for traffic between them."""
+    while True:
+        until = time.perf_counter() + SLICE
+        try:
+            while time.perf_counter() < until:
+                next(steps)
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
+        await asyncio.sleep(PAUSE)
