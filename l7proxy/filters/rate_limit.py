@@ -13,7 +13,7 @@ from l7proxy.core.headers import find
 from l7proxy.core.message import Request, Response
 
 MAX_KEYS = 10_000
-"""Callers kept apart on one route: the one that asked longest ago makes room for a new one."""
+"""Callers kept apart on one route: the one that is there longest makes room for a new one."""
 
 
 class Buckets:
@@ -42,7 +42,8 @@ class RateLimit(Filter, frozen=True):
         ),
     ] = "global"
     burst: Annotated[
-        int | None, Meta(ge=1, le=10_000_000, description="How many at once; by default as many as `requests`.")
+        Annotated[int, Meta(ge=1, le=10_000_000)] | None,
+        Meta(description="How many at once; by default as many as `requests`."),
     ] = None
 
     def wrap(self, inner: Handler, build: Build) -> Handler:
