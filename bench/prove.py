@@ -18,6 +18,8 @@ class Proofs:
         self.proxy = proxy
         self.done: list[str] = []
         self._lines = 0
+        self.retry_for = 10.0
+        """Seconds that lines and traces may take to arrive."""
 
     def before(self) -> None:
         """Proves each feature that the setup asks for and the contender has."""
@@ -98,7 +100,7 @@ class Proofs:
         self._say(f"its own metrics count {sent} requests")
 
     def _traces(self, requests: int) -> None:
-        end = time.monotonic() + 12
+        end = time.monotonic() + self.retry_for
         traces = 0
         while time.monotonic() < end:
             traces = self.proxy.lab.sink.traces()[self.proxy.service]
@@ -120,7 +122,7 @@ class Proofs:
     def _wait_for_lines(self, sent: int, before: int | None = None) -> int:
         """Waits until `sent` lines more are there, then until no more come."""
         start = self._lines if before is None else before
-        end = time.monotonic() + 10
+        end = time.monotonic() + self.retry_for
         while count_lines(self.proxy.log) < start + sent and time.monotonic() < end:
             time.sleep(0.1)
         return self._settled_lines()
