@@ -45,6 +45,8 @@ class Session(Control):
     def __init__(self, client: bool, limits: H2Limits) -> None:
         super().__init__(client, limits)
         self.ended = False
+        self.partial_since: float | None = None
+        """When the peer began a frame or header section that is not complete yet."""
         self._tail = b""
         self._greeted = client
         self._decoder = Decoder()
@@ -79,11 +81,11 @@ class Session(Control):
                 if not data.startswith(wire.PREFACE):
                     if not wire.PREFACE.startswith(data):
                         raise Fault(Error.PROTOCOL_ERROR, "preface")
-                    self._tail = data
+                    self._keep(data, 0)
                     return []
                 self._greeted = True
                 at = len(wire.PREFACE)
-            self._tail = data[self._read_frames(data, at) :]
+            self._keep(data, self._read_frames(data, at))
             if self._unblocked:
                 self._unblocked = False
                 if self.waiting:
@@ -95,8 +97,8 @@ class Session(Control):
 
     def open(self, fields: Headers, end: bool, bodiless: bool = False) -> H2Stream:
         """Begins a request of ours; `bodiless` says that its response has no body whatever it claims (HEAD)."""
-        self._own_id += 2
-        stream = self._make_stream(self._own_id, RECEIVING | SENDING)
+        self._latest_id += 2
+        stream = self._make_stream(self._latest_id, RECEIVING | SENDING)
         stream.bodiless = bodiless
         self.send_head(stream, fields, end)
         return stream
@@ -104,11 +106,19 @@ class Session(Control):
     @property
     def openable(self) -> int:
         """How many more streams may be opened now."""
-        if self.ended or self._own_id > wire.MAX_STREAM_ID - 2:
+        if self.ended or self._latest_id > wire.MAX_STREAM_ID - 2:
             return 0
         return self.peer_streams - len(self.streams)
 
     # Frames.
+
+    def _keep(self, data: bytes, at: int) -> None:
+        """Keeps what is not a whole frame yet."""
+        tail = self._tail = data[at:]
+        if not tail and self._block is None:
+            self.partial_since = None
+        elif self.partial_since is None or (at and self._block is None):
+            self.partial_since = self._now
 
     def _read_frames(self, data: bytes, at: int) -> int:
         end = len(data)
@@ -123,7 +133,7 @@ class Session(Control):
             if stop > end:
                 break
             kind = word & 0xFF
-            if not self._configured and kind != wire.SETTINGS:
+            if not self.configured and kind != wire.SETTINGS:
                 raise Fault(Error.PROTOCOL_ERROR, "settings_missing")
             if self._block is not None and kind != wire.CONTINUATION:
                 raise Fault(Error.PROTOCOL_ERROR, "continuation_missing")
@@ -216,7 +226,7 @@ class Session(Control):
                     self._on_trailers(stream, ended, block)
                 else:
                     self._on_response(stream, ended, block)
-            elif self.client or not stream_id & 1 or stream_id <= self.last_id:
+            elif self.client or not stream_id & 1 or stream_id <= self._latest_id:
                 self._decode(block)
                 self._on_stray(stream_id, wire.HEADERS)
             else:
@@ -228,10 +238,12 @@ class Session(Control):
                 self._refuse(stream_id, Error.PROTOCOL_ERROR, error.reason)
 
     def _on_request(self, stream_id: int, ended: bool, block: bytes) -> None:
-        self.last_id = stream_id
-        if len(self.streams) >= self.limits.streams:
+        self._latest_id = stream_id
+        if self.refusing or len(self.streams) >= self.limits.streams:
             self._decode(block)
-            return self._refuse(stream_id, Error.REFUSED_STREAM, "too_many_streams")
+            reason = "draining" if self.refusing else "too_many_streams"
+            return self._refuse(stream_id, Error.REFUSED_STREAM, reason)
+        self.last_id = stream_id
         head = self._interpret(block, False, self._read_request)
         length = 0
         if head is not None:

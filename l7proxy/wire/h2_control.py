@@ -31,10 +31,15 @@ class Control(Sender):
         self.peer_extended_connect = False
         self.unread = 0
         """Body bytes that were received and that nobody has read yet."""
-        self._configured = self._acknowledged = False
+        self.refusing = False
+        """Set after the final GOAWAY: new streams are reset, and may be tried elsewhere."""
+        self.configured = False
+        """Set once the peer's settings have come."""
+        self._acknowledged = False
         self._events: list[Event] = []
         self._now = 0.0
-        self._own_id = -1
+        # The latest stream that was opened, by the client always: ids below it are past, those above it idle.
+        self._latest_id = -1
         self._credit = 0
         self._half_window = max(limits.connection_window, DEFAULT_WINDOW) // 2
         self._recv_window = 2 * self._half_window
@@ -47,6 +52,9 @@ class Control(Sender):
 
         The window of a stream doubles each time its reader has kept up with it, up to a limit.
         """
+        if size > stream.unread:
+            # What was released is not owed any more.
+            size = stream.unread
         self.unread -= size
         stream.unread -= size
         if stream.state & RECEIVING:
@@ -106,7 +114,7 @@ class Control(Sender):
         if len(payload) % 6:
             raise Fault(Error.FRAME_SIZE_ERROR, "settings_size")
         self._spend("settings_flood", self.limits.settings)
-        self._configured = True
+        self.configured = True
         # RFC 9113 6.5.3: each value is taken in order; those that cost something are applied once, at the end.
         values = dict(wire.SETTING.iter_unpack(payload))
         for key, value in wire.SETTING.iter_unpack(payload):
@@ -212,7 +220,7 @@ class Control(Sender):
 
     def _on_stray(self, stream_id: int, kind: int) -> None:
         """A frame for a stream that is not open: never opened, ended, or reset while the frame was on its way."""
-        if not stream_id & 1 or stream_id > (self._own_id if self.client else self.last_id):
+        if not stream_id & 1 or stream_id > self._latest_id:
             raise Fault(Error.PROTOCOL_ERROR, "idle_stream")
         self._spend("stray_frame_flood", self.limits.stray_frames)
         if kind in (wire.DATA, wire.HEADERS) and stream_id not in self._reset_ids:

@@ -48,7 +48,7 @@ class Sender:
         self.peer_frame = DEFAULT_FRAME
         self.encoder = Encoder()
         self.last_id = 0
-        """The highest stream of the peer that was taken on."""
+        """The latest stream of the peer that was taken on."""
         self._out: list[bytes] = []
         self._reset_ids: dict[int, None] = {}
 

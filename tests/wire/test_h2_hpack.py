@@ -7,7 +7,7 @@ from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from l7proxy.wire.h2_hpack import Decoder, Encoder, HpackError, NeverIndexed
+from l7proxy.wire.h2_hpack import Decoder, Encoder, HpackBomb, HpackError, NeverIndexed
 from l7proxy.wire.h2_huffman import HuffmanError, decode
 
 LIMIT = 1 << 20
@@ -105,14 +105,23 @@ def test_a_broken_block_is_refused(block: bytes) -> None:
         Decoder().decode(block, LIMIT)
 
 
-def test_a_bomb_is_counted_in_full_and_stored_up_to_the_limit() -> None:
+def test_a_list_over_the_limit_is_counted_in_full_and_stored_up_to_it() -> None:
     decoder = Decoder()
     decoder.decode(b"\x40\x01a\x7f\xa1\x1e" + b"x" * 4000, LIMIT)
-    fields, size = decoder.decode(b"\xbe" * 16_000, 61_440)
-    assert size == 16_000 * (32 + 1 + 4000)
+    fields, size = decoder.decode(b"\xbe" * 50, 61_440)
+    assert size == 50 * (32 + 1 + 4000)
     assert len(fields) == 61_440 // 4033
     # The table stayed in step.
     assert decoder.decode(b"\xbe", LIMIT)[0][0][0] == b"a"
+
+
+def test_a_bomb_ends_the_decoding_at_four_times_the_limit() -> None:
+    decoder = Decoder()
+    decoder.decode(b"\x40\x01a\x7f\xa1\x1e" + b"x" * 4000, LIMIT)
+    with pytest.raises(HpackBomb):
+        decoder.decode(b"\xbe" * 16_000, 61_440)
+    with pytest.raises(HpackBomb):
+        Decoder().decode(b"\x00\x01a\x01b" * 10_000, 61_440)
 
 
 def test_never_indexed_fields_stay_so_through_both_halves() -> None:

@@ -1,0 +1,333 @@
+"""HTTP/2 towards clients: one `H2Protocol` a connection, one `H2Exchange` and one task a stream.
+
+Everything that is said within one turn of the event loop leaves in one write.
+"""
+
+import asyncio
+from contextlib import suppress
+from typing import Any, cast
+
+from l7proxy.core.errors import CODES
+from l7proxy.core.peer import ANONYMOUS, Peer
+from l7proxy.core.stream import HIGH_WATER
+from l7proxy.server.h2_exchange import STATUS, H2Exchange
+from l7proxy.server.listener import NEVER, Listener
+from l7proxy.wire.h2 import Session
+from l7proxy.wire.h2_events import (
+    RECEIVING,
+    SENDING,
+    Data,
+    Ended,
+    Event,
+    GoingAway,
+    H2Stream,
+    Oversized,
+    Refused,
+    RequestHead,
+    Reset,
+    Trailers,
+    Writable,
+)
+from l7proxy.wire.h2_fields import RequestFields
+from l7proxy.wire.h2_frames import Error
+from l7proxy.wire.h2_limits import H2Limits
+
+_UNREAD_OUTPUT = 4 * HIGH_WATER
+"""Bytes that a client may leave unread before we read nothing more from it; bodies stop long before it."""
+GOAWAY_GRACE = 5.0
+"""Seconds between the two GOAWAYs: requests that crossed the first one on the wire are still served."""
+
+
+class H2Protocol(asyncio.Protocol):
+    """One client connection."""
+
+    def __init__(
+        self, listener: Listener, peer: Peer = ANONYMOUS, secure: bool = False, limits: H2Limits | None = None
+    ) -> None:
+        self.listener = listener
+        self.peer = peer
+        self.secure = secure
+        self.scheme = "https" if secure else "http"
+        self.extensions: dict[str, Any] = {"http.response.trailers": {}}
+        self.client: tuple[str, int] | None = None
+        self.server: tuple[str, int] | None = None
+        self.destination: tuple[str, int] | None = None
+        self.transport: asyncio.Transport | None = None
+        self.session = Session(False, limits or H2Limits())
+        self.exchanges: set[H2Exchange] = set()
+        self.close_at = NEVER
+        self._touched = listener.now
+        self._flushing = False
+        self._reading = True
+        self._closing = False
+        # When the second GOAWAY is due, once the first has been sent.
+        self._goaway_at: float | None = None
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.set_write_buffer_limits(HIGH_WATER)
+        self.client = _address(transport.get_extra_info("peername"))
+        self.server = _address(transport.get_extra_info("sockname"))
+        listener = self.listener
+        listener.opened(self)
+        listener.watch(self, listener.now + listener.timeouts.head)
+        if listener.timeouts.max_age != NEVER:
+            # Jittered by a tenth, so that connections made together do not end together.
+            self.close_at = listener.now + listener.timeouts.max_age * (0.9 + (id(self) >> 4) % 100 / 1000)
+        if listener.draining:
+            self.drain()
+        self._flush()
+
+    def data_received(self, data: bytes) -> None:
+        listener = self.listener
+        now = self._touched = listener.now
+        listener.received.value += len(data)
+        if self._closing:
+            return
+        session = self.session
+        begun: list[H2Exchange] = []
+        for event in session.receive(data, now):
+            if type(event) is RequestHead:
+                exchange = self._open(event.stream, event.head)
+                if exchange is not None:
+                    begun.append(exchange)
+            elif type(event) is Data:
+                exchange = event.stream.owner
+                if exchange is not None:
+                    exchange.receive_data(event.data, event.ended)
+                else:
+                    session.release(event.stream)
+            else:
+                self._on_event(event, begun)
+        for exchange in begun:
+            exchange.begin()
+        if session.has_output:
+            self._flush()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.transport = None
+        self._closing = True
+        self.listener.closed(self)
+        for exchange in list(self.exchanges):
+            exchange.abandon()
+
+    def pause_writing(self) -> None:
+        self.session.paused = True
+
+    def resume_writing(self) -> None:
+        self._touched = self.listener.now
+        self.session.paused = False
+        self._resume_reading()
+        if self.session.waiting:
+            self.session.more = True
+        self.flush_soon()
+
+    # What the listener asks.
+
+    @property
+    def active(self) -> int:
+        return len(self.exchanges)
+
+    def on_tick(self, now: float) -> float | None:
+        """See `listener.Connection`: slow frames, stalled streams, idleness, the greatest age and the second GOAWAY."""
+        timeouts = self.listener.timeouts
+        session = self.session
+        if self._closing:
+            self.abort()
+            return None
+        since = session.partial_since
+        if since is not None and now >= since + timeouts.head:
+            self.listener.refused("slow_frame")
+            self.close(Error.ENHANCE_YOUR_CALM)
+            return None
+        if self._goaway_at is not None and now >= self._goaway_at and not session.refusing:
+            session.refusing = True
+            session.send_goaway(final=True)
+            self._flush()
+        if now >= self.close_at and self._goaway_at is None:
+            self.drain()
+        for exchange in list(self.exchanges):
+            if now >= exchange.touched + timeouts.stream:
+                self._stall(exchange)
+        if not self.exchanges:
+            until = self._touched + (timeouts.idle if session.configured else timeouts.head)
+            if session.refusing or now >= until:
+                self.close(Error.NO_ERROR)
+                return None
+        else:
+            until = min(exchange.touched for exchange in self.exchanges) + timeouts.stream
+        until = min(until, now + timeouts.head, max(self.close_at, now + 1.0))
+        if self._goaway_at is not None:
+            until = min(until, max(self._goaway_at, now + 1.0))
+        return until
+
+    def drain(self) -> None:
+        """Sends the first GOAWAY; the second follows, and the end when no stream is left."""
+        if self._goaway_at is None and not self._closing:
+            self._goaway_at = self.listener.now + GOAWAY_GRACE
+            self.session.send_goaway(final=False)
+            self.listener.watch(self, self._goaway_at)
+            self.flush_soon()
+
+    def abort(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+
+    def close(self, code: Error) -> None:
+        """Says goodbye and ends, with time for the client to read it."""
+        if not self.session.ended:
+            self.session.ended = True
+            self.session.send_goaway(True, code)
+        self._flush()
+        transport = self.transport
+        if transport is None or self._closing:
+            return
+        self._closing = True
+        for exchange in list(self.exchanges):
+            exchange.abandon()
+        if self.secure:
+            transport.close()
+            return
+        # Closing with unread bytes makes the kernel reset the connection, and the GOAWAY may be lost with it.
+        with suppress(OSError, NotImplementedError):
+            transport.write_eof()
+        self._resume_reading()
+        self.listener.loop.call_later(self.listener.timeouts.linger if code else 0.0, self.abort)
+
+    # What exchanges ask.
+
+    def flush_soon(self) -> None:
+        """Writes at the end of this turn of the event loop."""
+        if not self._flushing:
+            self._flushing = True
+            self.listener.loop.call_soon(self._flush)
+
+    def answer(self, stream: H2Stream, code: str) -> None:
+        """Makes the server's own answer to a request that never became one."""
+        entry = CODES[code]
+        body = b'{"error":"%b","message":"%b"}\n' % (code.encode(), entry.text.encode())
+        headers = [
+            (b":status", STATUS[entry.status]),
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"x-l7proxy-error", code.encode()),
+            (b"proxy-status", b"%b; error=%b" % (self.listener.service, entry.proxy_status.encode())),
+        ]
+        session = self.session
+        session.send_head(stream, headers)
+        session.send_data(stream, body, end=True)
+        if stream.id not in session.waiting:
+            session.send_reset(stream, Error.NO_ERROR)
+        self.flush_soon()
+
+    def end_exchange(self, exchange: H2Exchange, code: Error) -> None:
+        """The application is done with a stream: what is left of it is not wanted."""
+        stream = exchange.stream
+        stream.owner = None
+        self.exchanges.discard(exchange)
+        session = self.session
+        session.release(stream)
+        if stream.state and stream.id not in session.waiting:
+            # After a complete answer this asks the client to stop sending (RFC 9113 8.1).
+            session.send_reset(stream, (code or Error.INTERNAL_ERROR) if stream.state & SENDING else Error.NO_ERROR)
+            self.flush_soon()
+        if session.refusing and not self.exchanges:
+            self.listener.loop.call_soon(self._finish)
+
+    # Inside.
+
+    def _open(self, stream: H2Stream, head: RequestFields) -> H2Exchange | None:
+        if head.method != b"CONNECT" or head.protocol is not None:
+            if head.scheme.decode("ascii") != self.scheme:
+                self.listener.refused("scheme")
+                self.answer(stream, "bad_request")
+                return None
+            if len(head.target) > self.listener.limits.target:
+                self.listener.refused("target_too_long")
+                self.answer(stream, "uri_too_long")
+                return None
+        exchange = stream.owner = H2Exchange(self, stream, head)
+        return exchange
+
+    def _on_event(self, event: Event, begun: list[H2Exchange]) -> None:
+        if isinstance(event, (Trailers, Reset, Writable)):
+            exchange: H2Exchange | None = event.stream.owner
+            if type(event) is Trailers:
+                if exchange is not None:
+                    exchange.receive_trailers(event.headers)
+            elif type(event) is Writable:
+                if exchange is not None:
+                    exchange.writable()
+                elif event.stream.state:
+                    self.session.send_reset(event.stream, Error.NO_ERROR)
+            elif exchange is not None:
+                exchange.abandon()
+                if exchange in begun:
+                    begun.remove(exchange)
+        elif isinstance(event, Refused):
+            self._refused(event.reason)
+        elif isinstance(event, Oversized):
+            self.answer(event.stream, "headers_too_large")
+        elif isinstance(event, GoingAway):
+            self.session.refusing = True
+            self.listener.loop.call_soon(self._finish)
+        elif isinstance(event, Ended):
+            begun.clear()
+            self.listener.loop.call_soon(self.close, Error.PROTOCOL_ERROR)
+
+    def _refused(self, reason: str) -> None:
+        self.listener.stats.counter(
+            "l7proxy_h2_refused_total",
+            "HTTP/2 streams and connections that were refused, by reason",
+            listener=self.listener.name,
+            reason=reason,
+        ).value += 1
+
+    def _finish(self) -> None:
+        if not self.exchanges:
+            self.close(Error.NO_ERROR)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        transport = self.transport
+        session = self.session
+        if transport is None:
+            return
+        if session.more:
+            for event in session.pump():
+                self._on_event(event, [])
+        if session.has_output:
+            data = session.take()
+            self._touched = self.listener.now
+            self.listener.sent.value += len(data)
+            transport.write(data)
+            if session.paused and self._reading and transport.get_write_buffer_size() > _UNREAD_OUTPUT:
+                self._reading = False
+                transport.pause_reading()
+        if session.more and not session.paused:
+            self.flush_soon()
+
+    def _resume_reading(self) -> None:
+        if not self._reading and self.transport is not None and not self.transport.is_closing():
+            self._reading = True
+            self.transport.resume_reading()
+
+    def _stall(self, exchange: H2Exchange) -> None:
+        """No byte either way for the stream timeout: 408 while no answer has begun, else an end without one."""
+        stream = exchange.stream
+        self.listener.refused("slow_stream")
+        exchange.abandon()
+        if not exchange.begun and stream.state & RECEIVING:
+            self.answer(stream, "request_timeout")
+        else:
+            self.session.send_reset(stream, Error.CANCEL)
+            self.flush_soon()
+
+
+def _address(name: Any) -> tuple[str, int] | None:
+    return (name[0], name[1]) if isinstance(name, tuple) else None

@@ -1,0 +1,285 @@
+"""One request on an HTTP/2 connection, between its stream and the application."""
+
+import asyncio
+import base64
+import os
+from typing import TYPE_CHECKING, Final, cast
+from urllib.parse import unquote_to_bytes
+
+from l7proxy.core.errors import Cut
+from l7proxy.core.headers import Headers
+from l7proxy.core.message import Body
+from l7proxy.core.peer import Peer
+from l7proxy.core.stream import Stream
+from l7proxy.server.listener import Message
+from l7proxy.wire.h2_events import RECEIVING, H2Stream
+from l7proxy.wire.h2_fields import RequestFields
+from l7proxy.wire.h2_frames import Error
+
+if TYPE_CHECKING:
+    from l7proxy.server.h2 import H2Protocol
+
+_ASGI = {"version": "3.0", "spec_version": "2.4"}
+STATUS: Final = {status: b"%d" % status for status in range(100, 600)}
+_NOT_IN_H2: Final = frozenset(
+    (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade", b"sec-websocket-accept")
+)
+
+
+class H2Exchange:
+    """One request and its response; see `core.exchange.Exchange`.
+
+    An extended CONNECT (RFC 8441) shows as the GET with `upgrade` that it stands for, and its 101 leaves as a 200.
+    """
+
+    __slots__ = (
+        "connection",
+        "stream",
+        "head",
+        "headers",
+        "body",
+        "upgrade",
+        "task",
+        "touched",
+        "begun",
+        "_early",
+        "_start",
+        "_trailers",
+        "_left",
+        "_received",
+        "_writable",
+    )
+
+    def __init__(self, connection: "H2Protocol", stream: H2Stream, head: RequestFields) -> None:
+        self.connection = connection
+        self.stream = stream
+        self.head = head
+        self.headers = list(head.headers)
+        self.body: Body = b""
+        self.upgrade = head.protocol
+        self.task: asyncio.Task[None] | None = None
+        self.touched = connection.listener.now
+        self.begun = False
+        self._early: list[bytes] = []
+        self._start: Message | None = None
+        self._trailers = False
+        self._left = -1
+        self._received = False
+        self._writable: asyncio.Future[None] | None = None
+        if head.te_trailers:
+            self.headers.append((b"te", b"trailers"))
+        if head.protocol == b"websocket":
+            # RFC 8441 5: HTTP/2 has no key, which HTTP/1.1 must have.
+            self.headers.append((b"sec-websocket-key", base64.b64encode(os.urandom(16))))
+
+    @property
+    def peer(self) -> Peer:
+        return self.connection.peer
+
+    @property
+    def destination(self) -> tuple[str, int] | None:
+        return self.connection.destination
+
+    @property
+    def authority(self) -> bytes:
+        return self.head.authority
+
+    # What the protocol does with a request on its way.
+
+    def begin(self) -> None:
+        """Everything that came with the head is there: runs the application."""
+        connection = self.connection
+        stream = self.stream
+        if stream.state & RECEIVING:
+            body = self.body = Stream(self._consumed, self._give_up_body)
+            if self.head.expect:
+                body.wanted = self._send_continue
+            for data in self._early:
+                body.feed(data)
+        elif self._early:
+            self.body = self._early[0] if len(self._early) == 1 else b"".join(self._early)
+            connection.session.release(stream)
+        connection.exchanges.add(self)
+        self.task = connection.listener.loop.create_task(self.run())
+
+    def receive_data(self, data: bytes, ended: bool) -> None:
+        """Takes body bytes as they arrive."""
+        self.touched = self.connection.listener.now
+        if self.task is None:
+            self._early.append(data)
+            return
+        body = cast(Stream, self.body)
+        if body.ended:
+            self.connection.session.release(self.stream)
+            return
+        if data:
+            body.feed(data)
+        if ended:
+            body.end()
+
+    def receive_trailers(self, trailers: Headers) -> None:
+        """Takes the end of the body."""
+        if self.task is None:
+            # Trailers have no place beside a whole body.
+            self.connection.session.release(self.stream)
+            body = self.body = Stream()
+            for data in self._early:
+                body.feed(data)
+            self._early = []
+        cast(Stream, self.body).end(trailers)
+
+    def abandon(self) -> None:
+        """The client gave up, or the stream broke: there is nobody left to answer."""
+        if type(self.body) is Stream:
+            self.body.fail(ConnectionResetError("the client went away"))
+        if self.task is not None:
+            # A task that has not begun yet is cancelled without a step, so this cannot be left to it.
+            self.connection.exchanges.discard(self)
+            self.task.cancel()
+
+    def writable(self) -> None:
+        """All that was sent has left."""
+        self.touched = self.connection.listener.now
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+
+    async def run(self) -> None:
+        """Runs the application, and resets the stream where it leaves the response incomplete."""
+        connection = self.connection
+        head = self.head
+        raw_path, _, query = head.target.partition(b"?")
+        path = unquote_to_bytes(raw_path) if b"%" in raw_path else raw_path
+        code = Error.INTERNAL_ERROR
+        try:
+            await connection.listener.app(
+                {
+                    "type": "http",
+                    "asgi": _ASGI,
+                    "http_version": "2",
+                    "method": "GET" if head.protocol is not None else head.method.decode("ascii"),
+                    "scheme": connection.scheme,
+                    "path": path.decode("utf-8", "replace"),
+                    "raw_path": raw_path,
+                    "query_string": query,
+                    "root_path": "",
+                    "headers": [(b"host", head.authority), *self.headers],
+                    "client": connection.client,
+                    "server": connection.server,
+                    "extensions": {**connection.extensions, "l7proxy": self},
+                },
+                self.receive,
+                self.send,
+            )
+            code = Error.NO_ERROR
+        except Cut:
+            pass
+        except asyncio.CancelledError:
+            # Whoever cancelled has dealt with the stream.
+            return
+        except Exception as error:
+            connection.listener.loop.call_exception_handler(
+                {"message": "the application failed", "exception": error, "protocol": connection}
+            )
+            if not self.begun:
+                connection.answer(self.stream, "filter_error")
+        finally:
+            connection.end_exchange(self, code)
+
+    # What the application calls.
+
+    async def receive(self) -> Message:
+        """ASGI's receive: the body in pieces."""
+        if self._received:
+            # The task is cancelled when the client goes away, so there is never a disconnect to tell of.
+            await asyncio.Future[None]()
+        body = self.body
+        if type(body) is bytes:
+            self._received = True
+            return {"type": "http.request", "body": body, "more_body": False}
+        stream = cast(Stream, body)
+        data = await stream.read()
+        self._received = stream.drained or not data
+        return {"type": "http.request", "body": data, "more_body": not self._received}
+
+    async def send(self, message: Message) -> None:
+        """ASGI's send; returns once the client's windows and socket have taken all of it."""
+        connection = self.connection
+        session = connection.session
+        self.touched = connection.listener.now
+        kind = message["type"]
+        sent = True
+        if kind == "http.response.body":
+            data: bytes = message.get("body", b"")
+            end = not message.get("more_body", False) and not self._trailers
+            if self._start is not None:
+                bare = self._first(self._start, end and not data)
+                self._start = None
+                if bare:
+                    connection.flush_soon()
+                    return
+            if self._left >= 0:
+                data = self._bounded(data, end)
+            sent = session.send_data(self.stream, data, end)
+        elif kind == "http.response.start":
+            self._trailers = message.get("trailers", False)
+            if message["status"] == 101 and self.upgrade is not None:
+                self._first(message, False)
+            else:
+                self._start = message
+                return
+        elif kind == "http.response.trailers":
+            self._trailers = False
+            session.send_trailers(self.stream, message["headers"])
+            sent = self.stream.id not in session.waiting
+        connection.flush_soon()
+        if not sent:
+            await self._drained()
+
+    def _first(self, start: Message, end: bool) -> bool:
+        """Sends the head; True if that was all there is to send."""
+        status: int = start["status"]
+        headers: Headers = start["headers"]
+        self.begun = True
+        if self.upgrade is not None and status < 300:
+            if status != 101:
+                # An answer that would pass for the tunnel that it is not.
+                self.connection.answer(self.stream, "upstream_protocol")
+                return True
+            status = 200
+        for name, value in headers:
+            if name in _NOT_IN_H2:
+                headers = [pair for pair in headers if pair[0] not in _NOT_IN_H2]
+            elif name == b"content-length":
+                self._left = int(value)
+        if self.head.method == b"HEAD" or status in (204, 304):
+            end = True
+            self._left = -1
+        self.connection.session.send_head(self.stream, [(b":status", STATUS[status]), *headers], end)
+        return end
+
+    def _bounded(self, data: bytes, end: bool) -> bytes:
+        """Cuts what goes beyond the declared length; too little of it must not look like a clean end."""
+        data = data[: self._left]
+        self._left -= len(data)
+        if end and self._left:
+            raise Cut("the response is shorter than it said")
+        return data
+
+    async def _drained(self) -> None:
+        self._writable = self.connection.listener.loop.create_future()
+        await self._writable
+        self._writable = None
+
+    def _consumed(self, size: int) -> None:
+        connection = self.connection
+        connection.session.consumed(self.stream, size)
+        if connection.session.has_output:
+            connection.flush_soon()
+
+    def _give_up_body(self) -> None:
+        self.connection.session.release(self.stream)
+
+    def _send_continue(self) -> None:
+        if not self.begun:
+            self.connection.session.send_head(self.stream, [(b":status", b"100")])
+            self.connection.flush_soon()
