@@ -4,7 +4,6 @@ import asyncio
 import errno
 import socket
 from collections.abc import Sequence
-from typing import cast
 
 from l7proxy.server.h1 import H1Protocol
 from l7proxy.server.listener import Listener
@@ -32,6 +31,12 @@ class Acceptor:
         for sock in self._sockets:
             sock.setblocking(False)
         self._resume()
+
+    @property
+    def address(self) -> str:
+        """The addresses that are listened on."""
+        names = [sock.getsockname() for sock in self._sockets]
+        return " ".join(f"{name[0]}:{name[1]}" if isinstance(name, tuple) else str(name) for name in names)
 
     def close(self) -> None:
         """Stops accepting and closes the listening sockets; connections live on."""
@@ -83,29 +88,3 @@ class Acceptor:
             await self.listener.loop.connect_accepted_socket(lambda: H1Protocol(self.listener), sock)
         except OSError:
             sock.close()
-
-
-def bind(address: str, backlog: int = 4096) -> list[socket.socket]:
-    """Opens the listening sockets of `host:port` or `unix:PATH`; raises OSError that names the address."""
-    try:
-        if address.startswith("unix:"):
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            sock.bind(address[5:])
-            sock.listen(backlog)
-            return [sock]
-        host, _, port = address.rpartition(":")
-        infos = socket.getaddrinfo(
-            host.strip("[]") or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-        sockets = []
-        for family, kind, proto, _, name in infos:
-            sock = socket.socket(family, kind, proto)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            sock.bind(cast(tuple[str, int], name))
-            sock.listen(backlog)
-            sockets.append(sock)
-        return sockets
-    except OSError as error:
-        raise OSError(error.errno, f"cannot listen on {address}: {error.strerror or error}") from error

@@ -439,6 +439,7 @@ class H1Protocol(asyncio.Protocol):
 
     def end_exchange(self) -> None:
         """The response is complete: goes on with the next request, or closes."""
+        self.listener.answered += 1
         self._stream_done()
         if self._tunnel or not self.keep_alive or self.listener.now >= self.close_at:
             self.exchange = None

@@ -72,6 +72,7 @@ class Listener:
         self.loop = asyncio.get_running_loop()
         self.connections: set[Connection] = set()
         self.draining = False
+        self.answered = 0
         self.now = time.monotonic()
         self.on_closed: Callable[[], None] | None = None
         self._due: dict[int, set[Connection]] = {}

@@ -1,0 +1,38 @@
+"""`l7proxy run`: the sidecar itself."""
+
+import argparse
+import sys
+
+from l7proxy.config.files import Files
+from l7proxy.config.load import app_model, load
+from l7proxy.core.errors import ConfigError
+from l7proxy.server.process import serve
+
+HELP = "run the sidecar"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds this verb's arguments."""
+    parser.add_argument("--app", metavar="URL", help="the local application, like http://127.0.0.1:8080")
+    parser.add_argument(
+        "-c",
+        "--config",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="a YAML file or a folder of them; repeatable",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serves until a signal ends the process."""
+    if not args.config and not args.app:
+        print("l7proxy run: name the application with --app URL, or a configuration with -c PATH", file=sys.stderr)
+        return 2
+    try:
+        if not args.config:
+            return serve(app_model(args.app))
+        return serve(load(args.config), Files(args.config))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 1

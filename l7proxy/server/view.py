@@ -1,0 +1,99 @@
+"""What the admin API is told of this process; see `admin.AdminView`."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from l7proxy.config.model import Resource
+from l7proxy.core.stats import Stats
+from l7proxy.proxy.control import Control
+from l7proxy.telemetry.log import Log
+
+
+class View:
+    """The live state, as plain data."""
+
+    def __init__(self, control: Control, drain: Callable[[], None]) -> None:
+        self._control = control
+        self._drain = drain
+        self.draining = False
+
+    @property
+    def stats(self) -> Stats:
+        return self._control.telemetry.stats
+
+    @property
+    def log(self) -> Log:
+        return self._control.telemetry.log
+
+    @property
+    def target(self) -> Mapping[str, str]:
+        return self._control.telemetry.target
+
+    def not_ready(self) -> str:
+        return "draining" if self.draining else ""
+
+    def not_live(self) -> str:
+        return ""
+
+    def config(self) -> Any:
+        model = self._control.snapshot.model
+        documents: list[Resource[Any]] = [model.sidecar, *model.upstreams.values(), *model.routes]
+        documents += [document for kind in model.others.values() for document in kind]
+        return {
+            "version": self._control.snapshot.version,
+            "documents": [
+                {
+                    "kind": document.kind,
+                    "name": document.name,
+                    "file": document.file,
+                    "line": document.line,
+                    "spec": msgspec.to_builtins(document.spec, enc_hook=str),
+                }
+                for document in documents
+            ],
+        }
+
+    def routes(self) -> Any:
+        return [
+            {
+                "name": document.name,
+                "direction": document.spec.direction,
+                "hosts": document.spec.hosts,
+                "matches": msgspec.to_builtins(document.spec.matches),
+                "upstream": document.spec.upstream,
+                "policies": [policy.name for policy in document.spec.policies],
+                "file": document.file,
+                "line": document.line,
+            }
+            for document in self._control.snapshot.model.routes
+        ]
+
+    def clusters(self) -> Any:
+        now = time.monotonic()
+        return [
+            {
+                "name": name,
+                "requests": cluster.load.requests,
+                "pending": cluster.load.pending,
+                "connections": cluster.load.connections,
+                "endpoints": [
+                    {
+                        "address": endpoint.address,
+                        "active": endpoint.active,
+                        "latency_ms": round(endpoint.latency * 1000, 3),
+                        "ejected_for_s": max(0.0, round(endpoint.ejected_until - now, 1)),
+                    }
+                    for endpoint in cluster.endpoints
+                ],
+            }
+            for name, cluster in self._control.snapshot.clusters.items()
+        ]
+
+    def certs(self) -> Any:
+        return []
+
+    def drain(self) -> None:
+        self._drain()
