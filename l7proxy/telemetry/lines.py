@@ -6,6 +6,7 @@ import select
 import stat
 import threading
 from queue import SimpleQueue
+from typing import cast
 
 from l7proxy.core.stats import Counter
 
@@ -38,7 +39,7 @@ class LineWriter:
         self._closed = False
         self._put = 0
         self._done = 0
-        os.close(open_append(path))
+        self._file = open_append(path)
 
     def write(self, data: bytes, lines: int) -> None:
         """Hands over `data`, which holds `lines` whole lines; call it from one thread only."""
@@ -51,9 +52,9 @@ class LineWriter:
             self.close()
 
     def reopen(self) -> None:
-        """Opens the path anew before the next line: the old file was moved away."""
-        if self._queue is not None:
-            self._queue.put(REOPEN)
+        """Opens the path anew, behind what was written so far: the old file was moved away."""
+        if not self._closed:
+            self._start().put(REOPEN)
 
     def close(self, timeout: float = 0.0) -> bool:
         """Ends the thread once everything is written; waits for that at most `timeout` seconds and says if it was."""
@@ -61,6 +62,7 @@ class LineWriter:
         queue, self._queue = self._queue, None
         if queue is not None:
             queue.put(STOP)
+        self._file = _shut(self._file)
         thread = self._thread
         if thread is not None and timeout > 0:
             thread.join(timeout)
@@ -71,22 +73,21 @@ class LineWriter:
         if queue is None:
             queue = self._queue = SimpleQueue()
             # A daemon: a pipe that nobody reads must not keep the process alive.
-            self._thread = threading.Thread(target=self._run, args=(queue, self._thread), name="lines", daemon=True)
+            args = (queue, self._file, self._thread)
+            self._file = -1
+            self._thread = threading.Thread(target=self._run, args=args, name="lines", daemon=True)
             self._thread.start()
         return queue
 
-    def _run(self, queue: "SimpleQueue[object]", before: threading.Thread | None) -> None:
+    def _run(self, queue: "SimpleQueue[object]", file: int, before: threading.Thread | None) -> None:
         if before is not None:
             before.join()
-        file = -1
         try:
             while (item := queue.get()) is not STOP:
-                if item is REOPEN:
-                    file = _shut(file)
-                    continue
-                assert isinstance(item, tuple)
-                data, lines = item
+                data, lines = (b"", 0) if item is REOPEN else cast(tuple[bytes, int], item)
                 try:
+                    if item is REOPEN:
+                        file = _shut(file)
                     if file < 0:
                         file = open_append(self.path)
                     lost = _write_all(file, data)

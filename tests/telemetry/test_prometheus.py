@@ -30,8 +30,8 @@ def busy() -> Stats:
     metrics = Metrics(stats)
     for name in ("a", "b"):
         route = metrics.route(keep, name, True, ("/v1/orders", "/x"))
-        for number in range(30):
-            route.finish(finished(f"peer-{number % 3}"), 200 + number, number / 7)
+        for index in range(30):
+            route.finish(finished(f"peer-{index % 3}"), 200 + index, index / 7)
     metrics.upstream("app").observe(b"GET", 200, "", 1e-9)
     stats.counter("l7proxy_plain_total", "Has no labels").value = 12_345_678
     stats.gauge("l7proxy_level", 'A "quoted" \\ help\nin two lines', a="x").value = -1.5
@@ -126,8 +126,8 @@ def test_series_that_come_and_go_during_a_scrape_do_no_harm() -> None:
 def test_a_piece_is_never_long() -> None:
     stats = Stats()
     route = Metrics(stats).route(Keep(), "r", True)
-    for number in range(100):
-        route.finish(finished(f"peer-{number}"), 200, 0.1)
+    for index in range(100):
+        route.finish(finished(f"peer-{index}"), 200, 0.1)
     assert max(piece.count("_count{") for piece in render(stats, TARGET)) == 16
 
 
