@@ -12,9 +12,9 @@ from l7proxy.core.message import Request, Response
 from l7proxy.core.stats import Stats
 from l7proxy.core.stream import Stream
 from l7proxy.upstream.balance import PICKS, observe
+from l7proxy.upstream.dial import Load
 from l7proxy.upstream.dns import Resolver
 from l7proxy.upstream.endpoint import Endpoint
-from l7proxy.upstream.pool import Load
 from l7proxy.upstream.transport import UpstreamRequest, response_parts
 
 

@@ -1,61 +1,32 @@
 """The connections to one endpoint, and how many there may be."""
 
 import asyncio
-import select
 import time
 from collections import deque
 from contextlib import suppress
-from typing import Any, Protocol, cast
+from typing import cast
 
 import httpx
-from msgspec import Struct
 
 from l7proxy.core.errors import ProxyError
-from l7proxy.core.message import Body, Request
-from l7proxy.core.stats import Counter, Gauge
+from l7proxy.core.message import Request
+from l7proxy.upstream.dial import (
+    IDEMPOTENT,
+    Dial,
+    Load,
+    PoolMetrics,
+    connect,
+    is_alive,
+    patience_of,
+    time_left,
+    untouched,
+)
 from l7proxy.upstream.h1 import H1Connection, Unanswered
 from l7proxy.upstream.transport import EXTENSION, request_parts, response_for
 from l7proxy.wire.framing import Limits
 
-IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
-"""RFC 9110 9.2.2."""
-
 _PEEK_AFTER = 0.005
 """Seconds of rest after which a request that cannot be repeated asks whether its connection still lives."""
-
-
-class PoolMetrics(Protocol):
-    """What a pool counts; `telemetry.metrics.UpstreamMetrics` is one."""
-
-    sent: Counter
-    received: Counter
-    connections: Gauge
-    connects: Counter
-    connect_failures: Counter
-
-
-class Load:
-    """What one upstream has under way, shared by its endpoints and kept over configuration swaps."""
-
-    __slots__ = ("connections", "pending", "requests", "max_connections", "max_pending", "max_requests")
-
-    def __init__(self) -> None:
-        self.connections = 0
-        self.pending = 0
-        self.requests = 0
-        self.max_connections = 1024
-        self.max_pending = 1024
-        self.max_requests = 1024
-
-
-class Dial(Struct, frozen=True):
-    """How to reach an endpoint; times in seconds. `path` is that of a Unix socket."""
-
-    host: str
-    port: int
-    connect_timeout: float = 5.0
-    idle_timeout: float = 3.0
-    path: str = ""
 
 
 class H1Transport(httpx.AsyncBaseTransport):
@@ -80,12 +51,8 @@ class H1Transport(httpx.AsyncBaseTransport):
         target, host, fields, body = request_parts(request)
         method = request.method.encode("ascii")
         ledger: Request | None = request.extensions.get(EXTENSION)
-        sent = None
-        upgrade = None
-        if ledger is not None:
-            upgrade = ledger.upgrade
-            if ledger.deadline is not None or ledger.per_try is not None or ledger.timeout is not None:
-                sent = _Clock(ledger).sent
+        upgrade = None if ledger is None else ledger.upgrade
+        sent = patience_of(ledger)
         idle = self._idle
         connection = None
         while idle:
@@ -93,7 +60,7 @@ class H1Transport(httpx.AsyncBaseTransport):
             if connection.usable and (
                 method in IDEMPOTENT
                 or time.monotonic() - connection.idle_since < _PEEK_AFTER
-                or _alive(cast(asyncio.Transport, connection.transport))
+                or is_alive(cast(asyncio.Transport, connection.transport))
             ):
                 break
             connection.close()
@@ -107,7 +74,7 @@ class H1Transport(httpx.AsyncBaseTransport):
             head, response_body = await connection.exchange(method, target, host, fields, body, upgrade, sent)
         except Unanswered:
             # A pooled connection that the peer closed at the same moment is nobody's error: once more on a new one.
-            if not reused or method not in IDEMPOTENT or not _untouched(body):
+            if not reused or method not in IDEMPOTENT or not untouched(body):
                 raise
             connection = await self._connection(ledger)
             head, response_body = await connection.exchange(method, target, host, fields, body, upgrade, sent)
@@ -141,7 +108,7 @@ class H1Transport(httpx.AsyncBaseTransport):
             self._waiting.append(waiter)
             load.pending += 1
             try:
-                async with asyncio.timeout(_time_left(ledger, None)):
+                async with asyncio.timeout(time_left(ledger, None)):
                     given = await waiter
             except TimeoutError:
                 raise ProxyError("upstream_timeout", "no connection became free in time") from None
@@ -151,37 +118,13 @@ class H1Transport(httpx.AsyncBaseTransport):
                     self._waiting.remove(waiter)
             if given is not None and given.usable:
                 return given
-        return await self._connect(_time_left(ledger, self._dial.connect_timeout))
+        return await self._connect(time_left(ledger, self._dial.connect_timeout))
 
     async def _connect(self, timeout: float | None) -> H1Connection:
-        load, metrics, dial = self._load, self._metrics, self._dial
-        load.connections += 1
-        try:
-            async with asyncio.timeout(timeout):
-                connection = await self._dial_up(dial)
-        except (OSError, TimeoutError, ProxyError) as error:
-            load.connections -= 1
-            metrics.connect_failures.value += 1
-            if isinstance(error, ProxyError):
-                raise
-            why = "timed out" if isinstance(error, TimeoutError) else (error.strerror or str(error))
-            raise ProxyError("upstream_connect", f"{dial.path or f'{dial.host}:{dial.port}'}: {why}") from error
-        except BaseException:
-            load.connections -= 1
-            raise
+        connection = await connect(
+            self._dial, self._load, self._metrics, lambda: H1Connection(self._limits, self._done), timeout
+        )
         self._open.add(connection)
-        metrics.connects.value += 1
-        metrics.connections.value += 1
-        return connection
-
-    async def _dial_up(self, dial: Dial) -> H1Connection:
-        def make() -> H1Connection:
-            return H1Connection(self._limits, self._done)
-
-        if dial.path:
-            _, connection = await self._loop.create_unix_connection(make, dial.path)
-        else:
-            _, connection = await self._loop.create_connection(make, dial.host, dial.port)
         return connection
 
     def _done(self, connection: H1Connection, reusable: bool) -> None:
@@ -234,44 +177,3 @@ class H1Transport(httpx.AsyncBaseTransport):
         self._idle[:] = kept
         if kept:
             self._sweeper = self._loop.call_later(limit / 2, self._sweep)
-
-
-class _Clock:
-    """Tells how long an attempt may wait for its head from the moment that its request is out."""
-
-    __slots__ = ("_ledger",)
-
-    def __init__(self, ledger: Request) -> None:
-        self._ledger = ledger
-
-    def sent(self) -> float | None:
-        ledger = self._ledger
-        now = time.monotonic()
-        if ledger.timeout is not None and ledger.deadline is None:
-            ledger.deadline = now + ledger.timeout
-        left = None if ledger.deadline is None else ledger.deadline - now
-        if ledger.per_try is not None:
-            left = ledger.per_try if left is None else min(left, ledger.per_try)
-        return left
-
-
-def _time_left(ledger: Request | None, limit: float | None) -> float | None:
-    if ledger is None or ledger.deadline is None:
-        return limit
-    left = max(ledger.deadline - time.monotonic(), 0.0)
-    return left if limit is None else min(left, limit)
-
-
-def _untouched(body: Body) -> bool:
-    return type(body) is bytes or (cast(Any, body).taken == 0)
-
-
-def _alive(transport: asyncio.Transport) -> bool:
-    """Asks the kernel whether the peer has closed: the event loop may not have been told yet."""
-    sock = transport.get_extra_info("socket")
-    if sock is None:
-        return True
-    poll = select.poll()
-    poll.register(sock.fileno(), select.POLLIN | select.POLLRDHUP)
-    # Bytes that nobody asked for are as bad as an end.
-    return not poll.poll(0)

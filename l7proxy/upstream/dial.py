@@ -1,0 +1,118 @@
+"""How an endpoint is reached, and what the pools of every protocol ask on the way."""
+
+import asyncio
+import select
+import time
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar, cast
+
+from msgspec import Struct
+
+from l7proxy.core.errors import ProxyError
+from l7proxy.core.message import Body, Request
+from l7proxy.core.stats import Counter, Gauge
+
+IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
+"""RFC 9110 9.2.2."""
+
+Connection = TypeVar("Connection", bound=asyncio.Protocol)
+
+
+class PoolMetrics(Protocol):
+    """What a pool counts; `telemetry.metrics.UpstreamMetrics` is one."""
+
+    sent: Counter
+    received: Counter
+    connections: Gauge
+    connects: Counter
+    connect_failures: Counter
+
+
+class Load:
+    """What one upstream has under way, shared by its endpoints and kept over configuration swaps."""
+
+    __slots__ = ("connections", "pending", "requests", "max_connections", "max_pending", "max_requests")
+
+    def __init__(self) -> None:
+        self.connections = 0
+        self.pending = 0
+        self.requests = 0
+        self.max_connections = 1024
+        self.max_pending = 1024
+        self.max_requests = 1024
+
+
+class Dial(Struct, frozen=True):
+    """How to reach an endpoint; times in seconds. `path` is that of a Unix socket."""
+
+    host: str
+    port: int
+    connect_timeout: float = 5.0
+    idle_timeout: float = 3.0
+    path: str = ""
+
+
+async def connect(
+    dial: Dial, load: Load, metrics: PoolMetrics, make: Callable[[], Connection], timeout: float | None
+) -> Connection:
+    """Opens one connection and counts it in `load`, which whoever closes it takes back. Raises ProxyError."""
+    loop = asyncio.get_running_loop()
+    load.connections += 1
+    try:
+        async with asyncio.timeout(timeout):
+            if dial.path:
+                _, connection = await loop.create_unix_connection(make, dial.path)
+            else:
+                _, connection = await loop.create_connection(make, dial.host, dial.port)
+    except (OSError, TimeoutError) as error:
+        load.connections -= 1
+        metrics.connect_failures.value += 1
+        why = "timed out" if isinstance(error, TimeoutError) else (error.strerror or str(error))
+        raise ProxyError("upstream_connect", f"{dial.path or f'{dial.host}:{dial.port}'}: {why}") from error
+    except BaseException:
+        load.connections -= 1
+        raise
+    metrics.connects.value += 1
+    metrics.connections.value += 1
+    return connection
+
+
+def patience_of(ledger: Request | None) -> Callable[[], float | None] | None:
+    """Returns what to call once a request is out, to learn how long its response head may take; None for ever."""
+    if ledger is None or (ledger.deadline is None and ledger.per_try is None and ledger.timeout is None):
+        return None
+
+    def sent() -> float | None:
+        now = time.monotonic()
+        if ledger.timeout is not None and ledger.deadline is None:
+            ledger.deadline = now + ledger.timeout
+        left = None if ledger.deadline is None else ledger.deadline - now
+        if ledger.per_try is not None:
+            left = ledger.per_try if left is None else min(left, ledger.per_try)
+        return left
+
+    return sent
+
+
+def time_left(ledger: Request | None, limit: float | None) -> float | None:
+    """Returns the seconds until a request's deadline, at most `limit`; None when there is neither."""
+    if ledger is None or ledger.deadline is None:
+        return limit
+    left = max(ledger.deadline - time.monotonic(), 0.0)
+    return left if limit is None else min(left, limit)
+
+
+def untouched(body: Body) -> bool:
+    """Tells whether nothing of a request body was read yet."""
+    return type(body) is bytes or (cast(Any, body).taken == 0)
+
+
+def is_alive(transport: asyncio.Transport) -> bool:
+    """Asks the kernel whether the peer has closed: the event loop may not have been told yet."""
+    sock = transport.get_extra_info("socket")
+    if sock is None:
+        return True
+    poll = select.poll()
+    poll.register(sock.fileno(), select.POLLIN | select.POLLRDHUP)
+    # Bytes that nobody asked for are as bad as an end.
+    return not poll.poll(0)
