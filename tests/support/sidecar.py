@@ -20,11 +20,8 @@ Document = str | Mapping[str, Any]
 
 # What a healthy sidecar never writes to stderr.
 NOISE = (
-    "Traceback (most recent call last)",
-    "never retrieved",
-    "was never awaited",
-    "ResourceWarning",
-    "Fatal error on",
+    *("Traceback (most recent call last)", "internal error", "never retrieved", "was never awaited", "ResourceWarning"),
+    *("Fatal error on", "Task was destroyed"),
 )
 
 
