@@ -108,10 +108,12 @@ class Build:
 class Filter(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
     """A policy: the struct is its YAML schema, `wrap` its behaviour.
 
-    `name` is its key under `policies`. Fields are documented by `Annotated[..., Meta(description=...)]`.
+    `name` is its key under `policies`. Fields are documented by `Annotated[..., Meta(description=...)]`. A filter that
+    `guards` keeps requests out: `check` warns where a more specific host escapes it.
     """
 
     name: ClassVar[str]
+    guards: ClassVar[bool] = False
 
     def wrap(self, inner: Handler, build: Build) -> Handler:
         """Returns the handler that does this policy's work around `inner`; called once for each route and swap."""

@@ -31,6 +31,7 @@ class RateLimit(Filter, frozen=True):
     """
 
     name: ClassVar[str] = "rateLimit"
+    guards: ClassVar[bool] = True
 
     requests: Annotated[int, Meta(ge=1, le=10_000_000, description="How many requests, for each key.")]
     per: Annotated[Duration, Meta(gt=0, description="In which time.")] = 1.0
