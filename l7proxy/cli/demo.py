@@ -1,0 +1,228 @@
+"""`l7proxy demo`: two services, a sidecar beside each, and steady traffic from one to the other through both."""
+
+import argparse
+import contextlib
+import http.client
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+from l7proxy.cli.demo_services import Orders, Web, start
+
+HELP = "run two small services with a sidecar beside each, and traffic between them"
+
+READY_SECONDS = 15.0
+ENDING_SECONDS = 3.0
+
+_WEB = """\
+# The sidecar of `web`: its inbound side takes requests from outside, its outbound side those that `web` makes.
+apiVersion: l7proxy.io/v1
+kind: Sidecar
+metadata: {{name: web}}
+spec:
+  service: {{name: web, mesh: demo, labels: {{version: v1}}}}
+  inbound: {{listen: "127.0.0.1:{inbound}", app: "http://127.0.0.1:{app}"}}
+  outbound: {{listen: "127.0.0.1:{outbound}", policy: REGISTRY_ONLY}}
+  admin: {{listen: "127.0.0.1:{admin}"}}
+  metrics: {{listen: "127.0.0.1:{metrics}"}}
+  accessLog: {{path: {folder}/web.log}}
+---
+# Where `orders` is: the inbound side of its sidecar.
+apiVersion: l7proxy.io/v1
+kind: Upstream
+metadata: {{name: orders}}
+spec:
+  endpoints: ["127.0.0.1:{orders}"]
+---
+# What `web` asks of orders.demo goes there. `orders` fails now and then: a second attempt hides it.
+apiVersion: l7proxy.io/v1
+kind: Route
+metadata: {{name: orders}}
+spec:
+  direction: outbound
+  hosts: [orders.demo]
+  upstream: orders
+  policies:
+    timeout: {{request: 2s, perTry: 500ms}}
+    retry: {{attempts: 2, on: [connect-failure, reset, "503"]}}
+"""
+
+_ORDERS = """\
+# The sidecar of `orders`.
+apiVersion: l7proxy.io/v1
+kind: Sidecar
+metadata: {{name: orders}}
+spec:
+  service: {{name: orders, mesh: demo, labels: {{version: v1}}}}
+  inbound: {{listen: "127.0.0.1:{inbound}", app: "http://127.0.0.1:{app}"}}
+  admin: {{listen: "127.0.0.1:{admin}"}}
+  metrics: {{listen: "127.0.0.1:{metrics}"}}
+  accessLog: {{path: {folder}/orders.log}}
+---
+# Change `requests` to 5 and save: within a second, most of the traffic is answered 429.
+apiVersion: l7proxy.io/v1
+kind: Route
+metadata: {{name: orders-read}}
+spec:
+  hosts: [orders.demo]
+  matches: [{{path: {{prefix: /v1/orders}}, methods: [GET]}}]
+  upstream: app
+  policies:
+    rateLimit: {{requests: 500, per: 1s, by: global}}
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds this verb's arguments."""
+    parser.add_argument("--rate", type=float, default=20.0, metavar="N", help="requests per second (default 20)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs until Ctrl-C or SIGTERM; returns the exit status."""
+    if args.rate <= 0:
+        print("l7proxy demo: --rate must be more than nothing", file=sys.stderr)
+        return 2
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    with contextlib.ExitStack() as stack:
+        folder = Path(tempfile.mkdtemp(prefix="l7proxy-demo-"))
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        try:
+            return _demo(stack, folder, args.rate)
+        except KeyboardInterrupt:
+            print("\nending the demo", flush=True)
+            return 0
+
+
+def _demo(stack: contextlib.ExitStack, folder: Path, rate: float) -> int:
+    names = ("web_in", "web_out", "web_admin", "web_metrics", "orders_in", "orders_admin", "orders_metrics")
+    port = dict(zip(names, _free_ports(len(names)), strict=True))
+    web = start(Web(("127.0.0.1", port["web_out"])))
+    orders = start(Orders())
+    stack.callback(web.shutdown)
+    stack.callback(orders.shutdown)
+    texts = {
+        "web": _WEB.format(
+            inbound=port["web_in"],
+            outbound=port["web_out"],
+            app=web.port,
+            admin=port["web_admin"],
+            metrics=port["web_metrics"],
+            orders=port["orders_in"],
+            folder=folder,
+        ),
+        "orders": _ORDERS.format(
+            inbound=port["orders_in"],
+            app=orders.port,
+            admin=port["orders_admin"],
+            metrics=port["orders_metrics"],
+            folder=folder,
+        ),
+    }
+    for name, text in texts.items():
+        (folder / name).mkdir()
+        (folder / name / "sidecar.yaml").write_text(text)
+        sidecar = subprocess.Popen(
+            [sys.executable, "-m", "l7proxy", "run", "-c", str(folder / name)],
+            stderr=(folder / f"{name}.err").open("wb"),
+        )
+        stack.callback(_end, sidecar)
+    if not _wait(lambda: _ask(port["web_in"]) == 200):
+        for name in texts:
+            print(f"the sidecar of {name} says:\n{(folder / f'{name}.err').read_text()}", file=sys.stderr)
+        return 1
+    _say(folder, port)
+    traffic = threading.Thread(target=_traffic, args=(port["web_in"], rate), daemon=True)
+    traffic.start()
+    while True:
+        signal.pause()
+
+
+def _say(folder: Path, port: dict[str, int]) -> None:
+    url = {name: f"http://127.0.0.1:{number}" for name, number in port.items()}
+    print(
+        f"""\
+demo ready: {url["web_in"]}
+demo metrics: {url["web_metrics"]}/metrics {url["orders_metrics"]}/metrics
+demo admin: {url["web_admin"]} {url["orders_admin"]}
+
+  you -> [sidecar of web] -> web -> [sidecar of web] -> [sidecar of orders] -> orders
+
+What to try next:
+  curl -i {url["web_in"]}/                 a request through both sidecars
+  curl {url["web_admin"]}/routes           what the sidecar of web routes where
+  tail -f {folder}/orders.log   the access log, one JSON object a line
+  edit {folder}/orders/sidecar.yaml   a change is live within a second
+  l7proxy check -c {folder}/orders   and this says what is wrong with it
+Ctrl-C ends the demo and removes {folder}.""",
+        flush=True,
+    )
+
+
+def _traffic(port: int, rate: float) -> None:
+    """Asks `web` for orders, `rate` times a second, until the process ends."""
+    pause = 1.0 / rate
+    due = time.monotonic()
+    while True:
+        _ask(port)
+        due = max(due + pause, time.monotonic() - 1.0)
+        time.sleep(max(due - time.monotonic(), 0.0))
+
+
+def _ask(port: int) -> int:
+    """Returns the status of one request, 0 when there was no answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/")
+        answer = connection.getresponse()
+        answer.read()
+        return answer.status
+    except (OSError, http.client.HTTPException):
+        return 0
+    finally:
+        connection.close()
+
+
+def _wait(ready: Callable[[], bool]) -> bool:
+    end = time.monotonic() + READY_SECONDS
+    while not ready():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ends a sidecar; the second signal says not to wait for idle connections."""
+    for _ in range(2):
+        if process.poll() is None:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(ENDING_SECONDS / 10)
+    try:
+        process.wait(ENDING_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _free_ports(count: int) -> list[int]:
+    """Returns ports that were free a moment ago, each another."""
+    import socket
+
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for sock in sockets:
+            sock.bind(("127.0.0.1", 0))
+        return [sock.getsockname()[1] for sock in sockets]
