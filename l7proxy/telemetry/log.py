@@ -1,6 +1,7 @@
 """What the proxy says of itself: one JSON object a line on stderr, never waiting for who reads it."""
 
 import time
+from collections.abc import Callable
 from typing import Any, Literal
 
 import msgspec
@@ -22,11 +23,18 @@ class Log:
     the next line that is written says how many in `suppressed`.
     """
 
-    def __init__(self, stats: Stats, path: str = "/dev/stderr", level: Level = "info") -> None:
+    def __init__(
+        self,
+        stats: Stats,
+        path: str = "/dev/stderr",
+        level: Level = "info",
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         name, help = "l7proxy_log_dropped_total", "Lines of the proxy's own log that could not be written"
         dropped = stats.counter(name, help, reason="queue_full")
         self._writer = LineWriter(path, dropped, stats.counter(name, help, reason="write_failed"))
         self._encode = msgspec.json.Encoder(enc_hook=str).encode
+        self._clock = clock
         self._rates: dict[str, list[int]] = {}
         self.level = level
 
@@ -43,7 +51,7 @@ class Log:
     def __call__(self, level: Level, event: str, **fields: Any) -> None:
         if LEVELS[level] < self._least:
             return
-        now = time.time()
+        now = self._clock()
         rate = self._rates.get(event)
         if rate is None:
             # Event names are constants of the code: this grows no further.

@@ -55,13 +55,14 @@ class Tracer:
         An `x-request-id` that is there is kept: those of callers that are not trusted have been removed before.
         """
         headers = request.headers
-        traceparent = request_id = b""
+        traceparent = b""
+        request_id = None
         for name, value in headers:
             if name == b"traceparent":
                 traceparent = b"more than one" if traceparent else value
             elif name == b"x-request-id":
                 request_id = value
-        if not request_id:
+        if request_id is None:
             request_id = hexlify(getrandbits(128).to_bytes(16, "big"))
             headers.append((b"x-request-id", request_id))
         elif not _REQUEST_ID(request_id):
@@ -125,7 +126,7 @@ def read_b3(headers: Headers) -> Parent | None:
     sampled = _B3_DECISION.get(decision)
     if _B3_TRACE(trace) and _B3_SPAN(span):
         return Parent(trace.rjust(32, b"0"), span, sampled)
-    return None if sampled is None else Parent(b"", b"", sampled)
+    return None if sampled is None or trace or span else Parent(b"", b"", sampled)
 
 
 def write(headers: Headers, trace_id: bytes, span_id: bytes, sampled: bool, b3: bool) -> None:

@@ -54,10 +54,9 @@ def test_there_is_no_other_level(tmp_path: Path) -> None:
     log.close()
 
 
-def test_a_flood_of_one_event_is_cut_short_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flood_of_one_event_is_cut_short_and_told(tmp_path: Path) -> None:
     now = 1_000_000.0
-    monkeypatch.setattr("l7proxy.telemetry.log.time.time", lambda: now)
-    log = Log(Stats(), str(tmp_path / "log"))
+    log = Log(Stats(), str(tmp_path / "log"), clock=lambda: now)
     for _ in range(BURST + 50):
         log.info("handshake failed")
     log.info("another")
