@@ -43,13 +43,17 @@ class Load:
 
 
 class Dial(Struct, frozen=True):
-    """How to reach an endpoint; times in seconds. `path` is that of a Unix socket."""
+    """How to reach an endpoint; times in seconds. `path` is that of a Unix socket.
+
+    `keepalive` is how long an HTTP/2 connection that owes answers may be silent before it is asked for a sign of life.
+    """
 
     host: str
     port: int
     connect_timeout: float = 5.0
     idle_timeout: float = 3.0
     path: str = ""
+    keepalive: float | None = None
 
 
 async def connect(
@@ -107,12 +111,14 @@ def untouched(body: Body) -> bool:
     return type(body) is bytes or (cast(Any, body).taken == 0)
 
 
-def is_alive(transport: asyncio.Transport) -> bool:
-    """Asks the kernel whether the peer has closed: the event loop may not have been told yet."""
+def is_alive(transport: asyncio.Transport, silent: bool = True) -> bool:
+    """Asks the kernel whether the peer has closed: the event loop may not have been told yet.
+
+    Bytes that nobody asked for are as bad as an end where the peer should be `silent`.
+    """
     sock = transport.get_extra_info("socket")
     if sock is None:
         return True
     poll = select.poll()
-    poll.register(sock.fileno(), select.POLLIN | select.POLLRDHUP)
-    # Bytes that nobody asked for are as bad as an end.
+    poll.register(sock.fileno(), select.POLLIN | select.POLLRDHUP if silent else select.POLLRDHUP)
     return not poll.poll(0)

@@ -1,0 +1,256 @@
+"""HTTP/2 towards an upstream: one `H2Connection` that many requests share, one `H2Call` for each."""
+
+import asyncio
+from collections.abc import Callable
+from typing import cast
+
+from l7proxy.core.errors import ProxyError
+from l7proxy.core.headers import Headers, find
+from l7proxy.core.message import Body
+from l7proxy.core.stream import HIGH_WATER
+from l7proxy.upstream.h1 import Unanswered
+from l7proxy.upstream.h2_call import H2Call, Unprocessed, error_of
+from l7proxy.wire.h2 import Session
+from l7proxy.wire.h2_events import (
+    Configured,
+    Data,
+    Ended,
+    Event,
+    GoingAway,
+    Reset,
+    ResponseHead,
+    Trailers,
+    Writable,
+)
+from l7proxy.wire.h2_fields import ResponseFields
+from l7proxy.wire.h2_limits import H2Limits
+
+_NOT_IN_H2 = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"))
+_KEEPALIVE_ANSWER = 10.0
+"""Seconds that an upstream may take to answer a PING."""
+_PING = b"l7proxy\0"
+
+
+class H2Connection(asyncio.Protocol):
+    """One connection to an endpoint.
+
+    `exchange` sends a request and returns the response head with its body: `bytes` when it arrived whole, else a Stream
+    that shuts the stream's window when its reader is slow. `changed(connection)` is called when requests have ended,
+    when the peer changed its mind on how many there may be, and when the connection has ended.
+    """
+
+    def __init__(self, limits: H2Limits, keepalive: float | None, changed: Callable[["H2Connection"], None]) -> None:
+        self.transport: asyncio.Transport | None = None
+        self.loop = asyncio.get_running_loop()
+        self.session = Session(True, limits)
+        self.answered: list[H2Call] = []
+        """Calls whose response head came with the bytes that are being read."""
+        self.configured: asyncio.Future[None] = self.loop.create_future()
+        """Done once the peer's settings have come, or the connection has ended."""
+        self.received = 0
+        self.sent = 0
+        self.uses = 0
+        self.idle_since = self.loop.time()
+        self._going_away = False
+        self._changed = changed
+        self._flushing = False
+        self._known_active = 0
+        self._keepalive = keepalive
+        self._timer: asyncio.TimerHandle | None = None
+        self._heard = False
+        self._why = ""
+
+    @property
+    def usable(self) -> bool:
+        """False once no more requests may be sent."""
+        transport = self.transport
+        return not (self._going_away or self.session.ended or transport is None or transport.is_closing())
+
+    @property
+    def active(self) -> int:
+        """Requests under way."""
+        return len(self.session.streams)
+
+    async def exchange(
+        self,
+        method: bytes,
+        target: bytes,
+        scheme: bytes,
+        host: bytes,
+        headers: Headers,
+        body: Body,
+        upgrade: bytes | None = None,
+        sent: Callable[[], float | None] | None = None,
+    ) -> tuple[ResponseFields, Body]:
+        """Sends one request and waits for the head of its response.
+
+        An upgrade becomes an extended CONNECT (RFC 8441), and the 200 that accepts it a 101. `sent()` is called when
+        the whole request is out, and returns how many seconds the head may take from there. Raises Unprocessed,
+        Unanswered, or ProxyError with upstream_reset, upstream_timeout or upstream_protocol. A caller that is cancelled
+        resets its stream.
+        """
+        self.uses += 1
+        call = H2Call(self)
+        for name, _ in headers:
+            if name in _NOT_IN_H2:
+                headers = [pair for pair in headers if pair[0] not in _NOT_IN_H2]
+                break
+        fields = [(b":method", method), (b":scheme", scheme), (b":authority", host), (b":path", target)]
+        if upgrade is not None:
+            if not self.session.peer_extended_connect:
+                raise ProxyError("upstream_protocol", "the upstream takes no extended CONNECT")
+            call.upgrade = upgrade
+            call.key = find(headers, b"sec-websocket-key") or b""
+            fields[0] = (b":method", b"CONNECT")
+            fields.append((b":protocol", upgrade))
+            headers = [pair for pair in headers if pair[0] != b"sec-websocket-key"]
+        stream = call.stream = self.session.open(fields + headers, type(body) is bytes and not body, method == b"HEAD")
+        stream.owner = call
+        self._known_active += 1
+        return await call.run(body, sent)
+
+    def close(self) -> None:
+        """Ends the connection when its requests have ended."""
+        self._going_away = True
+        transport = self.transport
+        if transport is not None and not self.session.streams:
+            if not self.session.ended:
+                self.session.ended = True
+                self.session.send_goaway(final=True)
+                transport.write(self.session.take())
+            transport.close()
+
+    def abort(self) -> None:
+        """Ends the connection at once."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    def flush_soon(self) -> None:
+        """Writes at the end of this turn of the event loop."""
+        if not self._flushing:
+            self._flushing = True
+            self.loop.call_soon(self._flush)
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.set_write_buffer_limits(HIGH_WATER)
+        self._flush()
+        if self._keepalive is not None:
+            self._timer = self.loop.call_later(self._keepalive, self._look)
+
+    def data_received(self, data: bytes) -> None:
+        self.received += len(data)
+        self._heard = True
+        session = self.session
+        for event in session.receive(data, self.loop.time()):
+            if type(event) is Data:
+                event.stream.owner.receive_data(event.data, event.ended)
+            elif type(event) is ResponseHead:
+                # Interim answers are for whoever speaks to the upstream, which is us (RFC 9110 15.2).
+                if event.head.status >= 200:
+                    event.stream.owner.receive_head(event.head, event.ended)
+            elif type(event) is Trailers:
+                event.stream.owner.receive_trailers(event.headers)
+            else:
+                self._on_event(event)
+        for call in self.answered:
+            call.deliver()
+        self.answered.clear()
+        self._flush()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.transport = None
+        self.session.ended = True
+        if self._timer is not None:
+            self._timer.cancel()
+        why = self._why or f"the connection was closed: {error or 'end of stream'}"
+        streams = list(self.session.streams.values())
+        self.session.streams.clear()
+        for stream in streams:
+            stream.state = 0
+            stream.owner.fail(ProxyError("upstream_reset", why) if stream.answered else Unanswered(why))
+        if not self.configured.done():
+            self.configured.set_result(None)
+        self._changed(self)
+
+    def pause_writing(self) -> None:
+        self.session.paused = True
+
+    def resume_writing(self) -> None:
+        self.session.paused = False
+        if self.session.waiting:
+            self.session.more = True
+        self.flush_soon()
+
+    # Inside.
+
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, Writable):
+            event.stream.owner.writable()
+        elif isinstance(event, Reset):
+            event.stream.owner.fail(error_of(event))
+        elif isinstance(event, GoingAway):
+            self._going_away = True
+            for stream in event.unseen:
+                stream.owner.fail(Unprocessed("the upstream went away before it saw the request"))
+        elif isinstance(event, Configured):
+            if not self.configured.done():
+                self.configured.set_result(None)
+            self._changed(self)
+        elif isinstance(event, Ended):
+            self._why = event.reason
+            for stream in self.session.streams.values():
+                stream.state = 0
+                stream.owner.fail(ProxyError("upstream_protocol", event.reason))
+            self.session.streams.clear()
+
+    def _flush(self) -> None:
+        self._flushing = False
+        transport = self.transport
+        session = self.session
+        if transport is None:
+            return
+        if session.more:
+            for event in session.pump():
+                event.stream.owner.writable()
+        if session.has_output:
+            data = session.take()
+            self.sent += len(data)
+            transport.write(data)
+        if session.more and not session.paused:
+            self.flush_soon()
+        active = len(session.streams)
+        if active < self._known_active:
+            self._known_active = active
+            if not active:
+                self.idle_since = self.loop.time()
+            if not self.usable:
+                self.close()
+            else:
+                self._changed(self)
+        elif session.ended and not active:
+            self.close()
+
+    def _look(self) -> None:
+        """Asks a peer that owes answers and says nothing for a sign of life."""
+        if self.transport is None:
+            return
+        if self._heard or not self.session.streams:
+            self._heard = False
+            self._timer = self.loop.call_later(cast(float, self._keepalive), self._look)
+        else:
+            self.session.send_ping(_PING)
+            self.flush_soon()
+            self._timer = self.loop.call_later(_KEEPALIVE_ANSWER, self._give_up)
+
+    def _give_up(self) -> None:
+        if self._heard:
+            self._look()
+        else:
+            self._why = "no answer to a PING"
+            self.abort()

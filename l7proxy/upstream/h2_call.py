@@ -1,0 +1,247 @@
+"""One request on an HTTP/2 connection to an upstream, between the pool and its stream."""
+
+import asyncio
+from base64 import b64encode
+from collections.abc import Callable
+from hashlib import sha1
+from typing import TYPE_CHECKING, cast
+
+from l7proxy.core.errors import ProxyError
+from l7proxy.core.headers import Headers
+from l7proxy.core.message import Body
+from l7proxy.core.stream import Stream
+from l7proxy.wire.h2_events import H2Stream, Reset
+from l7proxy.wire.h2_fields import ResponseFields
+from l7proxy.wire.h2_frames import Error
+
+if TYPE_CHECKING:
+    from l7proxy.upstream.h2 import H2Connection
+
+_WEBSOCKET_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+
+
+class Unprocessed(ProxyError):
+    """The upstream did not act on the request, and says so: it may be sent again, whatever it is (RFC 9113 8.7)."""
+
+    unprocessed = True
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("upstream_reset", detail)
+
+
+class StreamReset(ProxyError):
+    """The upstream reset the stream; `reset` is its error code, for a client that speaks HTTP/2 too."""
+
+    def __init__(self, reset: int) -> None:
+        super().__init__("upstream_reset", f"stream reset with error {reset}")
+        self.reset = reset
+
+
+class H2Call:
+    """One request and its response."""
+
+    __slots__ = (
+        "connection",
+        "stream",
+        "key",
+        "upgrade",
+        "_waiter",
+        "_head",
+        "_early",
+        "_body",
+        "_complete",
+        "_sender",
+        "_writable",
+        "_timer",
+        "_sent",
+    )
+
+    def __init__(self, connection: "H2Connection") -> None:
+        self.connection = connection
+        self.stream: H2Stream
+        self.upgrade: bytes | None = None
+        self.key = b""
+        self._waiter: asyncio.Future[tuple[ResponseFields, Body]] = connection.loop.create_future()
+        self._head: ResponseFields | None = None
+        self._early: list[bytes] = []
+        self._body: Stream | None = None
+        self._complete = False
+        self._sender: asyncio.Task[None] | None = None
+        self._writable: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._sent: Callable[[], float | None] | None = None
+
+    async def run(self, body: Body, sent: Callable[[], float | None] | None) -> tuple[ResponseFields, Body]:
+        """Sends the body that follows the head, and waits for the head of the response."""
+        connection = self.connection
+        if type(body) is bytes:
+            if body:
+                # What the windows do not admit leaves as they open: the bytes are in memory anyway.
+                connection.session.send_data(self.stream, body, end=True)
+            if sent is not None:
+                self._arm(sent)
+        else:
+            self._sent = sent
+            self._sender = connection.loop.create_task(self._send(cast(Stream, body)))
+        connection.flush_soon()
+        try:
+            return await self._waiter
+        except BaseException:
+            self.cancel()
+            raise
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+    def cancel(self) -> None:
+        """Nobody waits for the response any more."""
+        connection = self.connection
+        if self._sender is not None:
+            self._sender.cancel()
+        if self.stream.state:
+            connection.session.send_reset(self.stream, Error.CANCEL)
+            connection.flush_soon()
+        connection.session.release(self.stream)
+
+    # What the connection tells.
+
+    def receive_head(self, head: ResponseFields, ended: bool) -> None:
+        """Takes the final head; it is given on once everything that came with it is there."""
+        if self.upgrade is not None and 200 <= head.status < 300:
+            head = ResponseFields(101, list(head.headers))
+            if self.upgrade == b"websocket":
+                # RFC 8441 5: HTTP/2 proves nothing by it, which HTTP/1.1 must see proved.
+                digest = sha1(self.key + _WEBSOCKET_GUID, usedforsecurity=False).digest()
+                head.headers.append((b"sec-websocket-accept", b64encode(digest)))
+        self._head = head
+        self.connection.answered.append(self)
+        if ended:
+            self._end()
+
+    def receive_data(self, data: bytes, ended: bool) -> None:
+        """Takes body bytes as they arrive."""
+        body = self._body
+        if body is None:
+            self._early.append(data)
+        elif body.ended:
+            self.connection.session.release(self.stream)
+        elif data:
+            body.feed(data)
+        if ended:
+            self._end()
+            if body is not None:
+                body.end()
+
+    def receive_trailers(self, trailers: Headers) -> None:
+        """Takes the end of the body."""
+        self._end()
+        if self._body is None:
+            # A whole body has no room for trailers, so it becomes a stream that has ended.
+            if not trailers:
+                return
+            self._begin_body()
+        cast(Stream, self._body).end(trailers)
+
+    def deliver(self) -> None:
+        """Gives the response to whoever waits for it, with its body whole if that is so."""
+        if self._waiter.done():
+            return
+        body: Body
+        if self._body is not None:
+            body = self._body
+        elif self._complete:
+            body = b"".join(self._early)
+            self.connection.session.release(self.stream)
+        else:
+            self._begin_body()
+            body = cast(Stream, self._body)
+        self._waiter.set_result((cast(ResponseFields, self._head), body))
+
+    def fail(self, error: ProxyError) -> None:
+        """The stream has ended before its time."""
+        if self._sender is not None:
+            self._sender.cancel()
+        if self._complete:
+            return
+        self._complete = True
+        if self._body is not None:
+            self._body.fail(error)
+        elif not self._waiter.done():
+            self._waiter.set_exception(error)
+
+    def writable(self) -> None:
+        """All that was sent has left."""
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+
+    # Inside.
+
+    def _begin_body(self) -> None:
+        body = self._body = Stream(self._consumed, self._closed)
+        for data in self._early:
+            body.feed(data)
+        self._early = []
+
+    def _end(self) -> None:
+        """The response is complete; a request that is not has nobody to read it."""
+        self._complete = True
+        if self.stream.state:
+            if self._sender is not None:
+                self._sender.cancel()
+            self.connection.session.send_reset(self.stream, Error.CANCEL)
+
+    def _consumed(self, size: int) -> None:
+        session = self.connection.session
+        session.consumed(self.stream, size)
+        if session.has_output:
+            self.connection.flush_soon()
+
+    def _closed(self) -> None:
+        """The reader of the response gave up."""
+        self._complete = True
+        self.cancel()
+
+    def _arm(self, sent: Callable[[], float | None]) -> None:
+        seconds = sent()
+        if seconds is not None and not self._waiter.done():
+            self._timer = self.connection.loop.call_later(max(seconds, 0), self._expire)
+
+    def _expire(self) -> None:
+        if not self._waiter.done():
+            self._waiter.set_exception(ProxyError("upstream_timeout", "no response head in time"))
+
+    async def _send(self, body: Stream) -> None:
+        """Pumps the request body to the upstream while the response may already be on its way."""
+        connection = self.connection
+        session = connection.session
+        stream = self.stream
+        try:
+            while data := await body.read():
+                sent = session.send_data(stream, data)
+                connection.flush_soon()
+                if not sent:
+                    self._writable = connection.loop.create_future()
+                    await self._writable
+            session.send_trailers(stream, body.trailers or [])
+            connection.flush_soon()
+            if self._sent is not None:
+                self._arm(self._sent)
+        except asyncio.CancelledError:
+            body.close()
+            raise
+        except Exception as error:
+            # The client's side failed: half a request must not look like a whole one.
+            session.send_reset(stream, Error.CANCEL)
+            connection.flush_soon()
+            self._sender = None
+            self.fail(error if isinstance(error, ProxyError) else ProxyError("upstream_reset", str(error)))
+
+
+def error_of(event: Reset) -> ProxyError:
+    """Returns what a reset stream means for the request."""
+    if event.reason:
+        return ProxyError("upstream_protocol", event.reason)
+    if event.code == Error.REFUSED_STREAM:
+        return Unprocessed("the upstream refused the stream")
+    return StreamReset(event.code)
