@@ -5,7 +5,7 @@ from contextlib import suppress
 from typing import Any, Final, cast
 from urllib.parse import unquote_to_bytes
 
-from l7proxy.core.errors import CODES, Cut
+from l7proxy.core.errors import CODES, Cut, ProxyError
 from l7proxy.core.headers import Headers, without
 from l7proxy.core.message import Body
 from l7proxy.core.peer import ANONYMOUS, Peer
@@ -475,7 +475,7 @@ class H1Protocol(asyncio.Protocol):
             self.listener.watch(self, self._touched + self.listener.timeouts.stream)
         self.keep_alive = head.keep_alive
         body: Body = b""
-        if head.length:
+        if head.size:
             try:
                 body = self._begin_body(head)
             except Malformed as error:
@@ -489,6 +489,9 @@ class H1Protocol(asyncio.Protocol):
     def _begin_body(self, head: RequestHead) -> Body:
         """Returns the body as bytes when it has arrived whole, else as a stream."""
         reader = self._reader
+        whole = reader.whole()
+        if whole is not None:
+            return whole
         data = reader.body()
         if data is END:
             return b""
@@ -498,7 +501,7 @@ class H1Protocol(asyncio.Protocol):
                 return data
         self.body_ended = False
         stream = self._stream = Stream(self._consumed, self._give_up_body)
-        if head.expect:
+        if head.expects_continue:
             stream.wanted = self._send_continue
         if data is not None:
             stream.feed(data)
@@ -531,7 +534,8 @@ class H1Protocol(asyncio.Protocol):
             self.listener.refused(error.reason)
             self.keep_alive = False
             if stream is not None:
-                stream.fail(error)
+                # Counted here, and so not a Malformed: the application would count it again.
+                stream.fail(ProxyError(error.code.name, error.reason))
             if self._discarding:
                 self.close()
             return

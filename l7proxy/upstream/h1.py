@@ -79,6 +79,9 @@ class H1Connection(asyncio.Protocol):
         self.uses += 1
         fields = b"".join([b"%b: %b\r\n" % pair for pair in headers])
         data = b"%b %b HTTP/1.1\r\nhost: %b\r\n%b" % (method, target, host, fields)
+        if b"\nte: " in data:
+            # RFC 9110 10.1.4: TE concerns this connection only, and Connection has to say so.
+            data += b"connection: te\r\n"
         if type(body) is bytes:
             if body or method not in NO_BODY_METHODS:
                 if b"\ncontent-length: " not in data:
@@ -166,7 +169,7 @@ class H1Connection(asyncio.Protocol):
             else:
                 waiter.set_exception(Unanswered(f"closed before a response: {error or 'end of stream'}"))
         elif stream is not None:
-            if error is None and (self._tunnel or (self._head is not None and self._head.length == UNTIL_CLOSE)):
+            if error is None and (self._tunnel or (self._head is not None and self._head.size == UNTIL_CLOSE)):
                 stream.end()
             else:
                 stream.fail(ProxyError("upstream_reset", "closed inside the response body"))
@@ -208,9 +211,12 @@ class H1Connection(asyncio.Protocol):
         self.idle_timeout = head.idle
         body: Body = b""
         complete = True
-        if head.length:
-            data = reader.body()
-            if data is END:
+        if head.size:
+            whole = reader.whole()
+            data = reader.body() if whole is None else None
+            if whole is not None:
+                body = whole
+            elif data is END:
                 pass
             elif data is not None and (event := reader.body()) is END and not reader.trailers:
                 body = data

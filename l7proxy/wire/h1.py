@@ -9,15 +9,13 @@ from enum import Enum
 from http import HTTPStatus
 from typing import Final
 
-from msgspec import Struct
-
 from l7proxy.core.headers import Headers
 from l7proxy.wire.framing import (
     CHUNKED,
     FIELDS,
     TOKEN,
     UNTIL_CLOSE,
-    Framing,
+    Head,
     Limits,
     Malformed,
     check_host,
@@ -45,38 +43,31 @@ class End(Enum):
 END: Final = End.END
 
 
-class RequestHead(Struct):
+class RequestHead(Head):
     """The head of one request.
 
-    `target` is in origin form (`*` and CONNECT's authority as they came). `length` is the number of body bytes or
-    CHUNKED. `headers` are the end-to-end fields without Host, which is `authority`.
+    `target` is in origin form (`*` and CONNECT's authority as they came). `size` is the number of body bytes or
+    CHUNKED. `headers` are the end-to-end fields without Host, which is `authority`. `upgrade` is None unless Connection
+    names it (RFC 9110 7.8); h2c is not offered (RFC 9113 3.1).
     """
 
-    method: bytes
-    target: bytes
-    minor: int
-    authority: bytes
-    headers: Headers
-    length: int
-    keep_alive: bool
-    upgrade: bytes | None
-    expect: bool
-    te_trailers: bool
+    method: bytes = b""
+    target: bytes = b""
+    authority: bytes = b""
+    size: int = 0
+    keep_alive: bool = True
+
+    @property
+    def expects_continue(self) -> bool:
+        return self.expect is not None and self.minor == 1
 
 
-class ResponseHead(Struct):
-    """The head of one response; `length` is the number of body bytes, CHUNKED or UNTIL_CLOSE.
+class ResponseHead(Head):
+    """The head of one response; `size` is the number of body bytes, CHUNKED or UNTIL_CLOSE."""
 
-    `idle` is what the peer says in `Keep-Alive: timeout`, in seconds.
-    """
-
-    status: int
-    minor: int
-    headers: Headers
-    length: int
-    keep_alive: bool
-    upgrade: bytes | None
-    idle: float | None
+    status: int = 0
+    size: int = 0
+    keep_alive: bool = True
 
 
 class _Reader:
@@ -86,9 +77,10 @@ class _Reader:
         self.limits = limits
         self._buffer = b""
         self._remaining = 0
-        self._in_body = False
+        self._chunked = False
         self._chunk_line = False
         self._chunk_end = False
+        self.trailers: Headers | None = None
         self._seen = 0
         """Bytes of an incomplete section that were looked at, so that one in single bytes costs linear time."""
 
@@ -120,14 +112,24 @@ class _Reader:
         if fault := fault_in(section[start:]):
             raise Malformed(fault)
 
-    def _begin_body(self, length: int) -> None:
-        if length:
-            self._in_body = True
-            self._chunk_line = length == CHUNKED
-            self._chunk_end = False
-            self._remaining = 0 if length == CHUNKED else length
-            self._chunked = length == CHUNKED
-        self.trailers: Headers | None = None
+    def _begin_body(self, size: int) -> None:
+        self._chunked = self._chunk_line = size == CHUNKED
+        self._chunk_end = False
+        self._remaining = 0 if size == CHUNKED else size
+        self.trailers = None
+
+    def whole(self) -> bytes | None:
+        """Returns the body and passes its end when all of it is there and its length was said, else None."""
+        size = self._remaining
+        buffer = self._buffer
+        if size <= 0 or len(buffer) < size:
+            return None
+        self._remaining = 0
+        if len(buffer) == size:
+            self._buffer = b""
+            return buffer
+        self._buffer = buffer[size:]
+        return buffer[:size]
 
     def body(self) -> bytes | End | None:
         """Returns the next body bytes, END after the last, or None when more bytes must be fed. Raises Malformed."""
@@ -135,7 +137,6 @@ class _Reader:
             return self._chunks()
         remaining = self._remaining
         if remaining == 0:
-            self._in_body = False
             return END
         data = self._buffer
         if not data:
@@ -202,7 +203,6 @@ class _Reader:
                 self._seen = 0
                 at = match.end()
                 self.trailers = trailers_of(match[1], self.limits) if match[1] else None
-                self._in_body = False
                 return END
         finally:
             self._buffer = buffer[at:] if at else buffer
@@ -255,8 +255,10 @@ class RequestReader(_Reader):
         end = match.end()
         self._buffer = buffer[end:] if end < len(buffer) else b""
         minor = 1 if minor_digit == b"1" else 0
-        framing = interpret(block, minor, limits)
-        authority = framing.host
+        head = RequestHead(minor, [])
+        interpret(head, block, limits)
+        head.method = method
+        authority = head.host
         if target[0] != 47:  # "/"
             target, authority = _other_form(method, target, authority, minor)
         elif authority is None:
@@ -265,25 +267,22 @@ class RequestReader(_Reader):
             authority = b""
         else:
             check_host(authority)
-        length = framing.length or 0
-        connection = framing.connection
-        if connection:
-            keep_alive = b"close" not in connection and (minor == 1 or b"keep-alive" in connection)
-            # Upgrade counts only when Connection names it (RFC 9110 7.8); h2c is not offered (RFC 9113 3.1).
-            upgrade = framing.upgrade if b"upgrade" in connection and minor and framing.upgrade != b"h2c" else None
-        else:
-            keep_alive = minor == 1
-            upgrade = None
-        if upgrade is not None and length:
-            upgrade = None
-        expect = framing.expect
-        if expect is not None and expect != b"100-continue":
+        head.target = target
+        head.authority = authority
+        connection = head.connection
+        if connection or not minor:
+            head.keep_alive = b"close" not in connection and (minor == 1 or b"keep-alive" in connection)
+        if head.upgrade is not None and (
+            b"upgrade" not in connection or not minor or head.upgrade == b"h2c" or head.length
+        ):
+            head.upgrade = None
+        if head.expect is not None and head.expect != b"100-continue":
             raise Malformed("expect")
-        self._begin_body(length)
-        return RequestHead(
-            method, target, minor, authority, framing.headers, length, keep_alive, upgrade,
-            expect is not None and minor == 1, framing.te_trailers,
-        )  # fmt: skip
+        size = head.length
+        if size:
+            head.size = size
+            self._begin_body(size)
+        return head
 
     def _refuse_or_wait(self, buffer: bytes) -> None:
         """Raises for a head that no further byte can mend; returns when it is only incomplete."""
@@ -336,19 +335,27 @@ class ResponseReader(_Reader):
         minor_digit, status_digits, block = match.groups()
         end = match.end()
         self._buffer = buffer[end:] if end < len(buffer) else b""
-        minor = 1 if minor_digit == b"1" else 0
+        head = ResponseHead(1 if minor_digit == b"1" else 0, [])
         try:
-            framing = interpret(block, minor, self.limits)
+            interpret(head, block, self.limits)
         except Malformed as error:
             raise Malformed(error.reason, "upstream_protocol") from None
-        status = int(status_digits)
-        connection = framing.connection
-        keep_alive = b"close" not in connection and (minor == 1 or b"keep-alive" in connection)
-        length = _response_length(method, status, framing)
-        if length == UNTIL_CLOSE:
-            keep_alive = False
-        self._begin_body(length)
-        return ResponseHead(status, minor, framing.headers, length, keep_alive, framing.upgrade, framing.idle)
+        status = head.status = int(status_digits)
+        connection = head.connection
+        if connection or not head.minor:
+            head.keep_alive = b"close" not in connection and (head.minor == 1 or b"keep-alive" in connection)
+        # RFC 9112 6.3, items 1, 2, 4, 6 and 8.
+        if method == b"HEAD" or status < 200 or status in (204, 304) or (method == b"CONNECT" and status < 300):
+            size = 0
+        elif head.length is None:
+            size = UNTIL_CLOSE
+            head.keep_alive = False
+        else:
+            size = head.length
+        if size:
+            head.size = size
+            self._begin_body(size)
+        return head
 
     def body(self) -> bytes | End | None:
         try:
@@ -396,15 +403,6 @@ def _other_form(method: bytes, target: bytes, host: bytes | None, minor: int) ->
     if host is not None and host.lower() != authority.lower():
         raise Malformed("authority_differs_from_host")
     return (b"/" + rest if rest[:1] == b"?" else rest), authority
-
-
-def _response_length(method: bytes, status: int, framing: Framing) -> int:
-    """RFC 9112 6.3, items 1, 2, 4, 6 and 8."""
-    if method == b"HEAD" or status < 200 or status in (204, 304):
-        return 0
-    if method == b"CONNECT" and status < 300:
-        return 0
-    return UNTIL_CLOSE if framing.length is None else framing.length
 
 
 _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
