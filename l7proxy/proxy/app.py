@@ -16,6 +16,7 @@ from l7proxy.core.headers import Headers, find
 from l7proxy.core.message import Body, Request, Response
 from l7proxy.core.stream import Stream
 from l7proxy.proxy.snapshot import Live, Route, Side, Snapshot, Target
+from l7proxy.telemetry.access import Mark
 from l7proxy.wire.framing import Malformed
 from l7proxy.wire.path import ambiguous, normalise, unescape_slashes
 
@@ -62,12 +63,13 @@ def make_app(live: Live, inbound: bool) -> Callable[[Scope, Receive, Send], Awai
         failure: BaseException | None = None
         try:
             try:
-                target = _route(side, request, live)
-                route = request.route = target.route
-                request.pattern = target.pattern
+                # First of all, so that a request which no route takes has its ids too.
                 if inbound:
                     side.forwarding.apply(request)
                 snapshot.tracer.begin(request)
+                target = _route(side, request, live)
+                route = request.route = target.route
+                request.pattern = target.pattern
                 response = await route.handle(request)
             except ProxyError as error:
                 response = _answer(live, snapshot, request, error)
@@ -95,6 +97,8 @@ def make_app(live: Live, inbound: bool) -> Callable[[Scope, Receive, Send], Awai
                 if trailers:
                     await send({"type": "http.response.trailers", "headers": trailers})
             else:
+                if request.upgrade is not None and snapshot.log is not None and _tunnels(request, status):
+                    snapshot.log.write(request, status, _clock() - started, snapshot.version, "tunnel_open")
                 await _pump(request, response, cast(Stream, body), send)
         except asyncio.CancelledError as error:
             failure = error
@@ -221,4 +225,10 @@ def _finish(snapshot: Snapshot, side: Side, request: Request, status: int, failu
         request.span.end(request, status, failure)
     log = snapshot.log
     if log is not None:
-        log.write(request, status, seconds, snapshot.version)
+        event: Mark = "tunnel_end" if request.upgrade is not None and _tunnels(request, status) else "request"
+        log.write(request, status, seconds, snapshot.version, event)
+
+
+def _tunnels(request: Request, status: int) -> bool:
+    """Says whether an answer to an upgrade turns the bodies into a tunnel (RFC 9110 15.2.2, RFC 8441 5)."""
+    return status == 101 or (request.method == b"CONNECT" and 200 <= status < 300)

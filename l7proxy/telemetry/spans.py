@@ -135,7 +135,7 @@ class RequestSpan:
         if request.detail:
             attributes["l7proxy.detail"] = request.detail
         blamed = status >= 500 or status == 0 or request.grpc_status in GRPC_SERVER_ERRORS
-        _finish(span, attributes, request, status, error, blamed)
+        _finish(span, attributes, request, status, request.code, error, blamed)
 
 
 class AttemptSpan:
@@ -165,11 +165,19 @@ class AttemptSpan:
         if request.attempt > 1:
             attributes["http.request.resend_count"] = request.attempt - 1
         failed = status >= 400 or status == 0 or request.grpc_status > 0
-        _finish(self._span, attributes, request, status, error, failed)
+        # The request's code is that of its end; what ended this attempt is in the error.
+        code = error.code.name if isinstance(error, ProxyError) else ""
+        _finish(self._span, attributes, request, status, code, error, failed)
 
 
 def _finish(
-    span: Span, attributes: dict[str, Any], request: Request, status: int, error: BaseException | None, failed: bool
+    span: Span,
+    attributes: dict[str, Any],
+    request: Request,
+    status: int,
+    code: str,
+    error: BaseException | None,
+    failed: bool,
 ) -> None:
     if status:
         attributes["http.response.status_code"] = status
@@ -178,7 +186,7 @@ def _finish(
         attributes["rpc.response.status_code"] = grpc_name(request.grpc_status)
     # A 4xx that the proxy answered itself is the caller's mistake as any other 4xx: no error of a server span.
     if failed or (error is not None and not isinstance(error, ProxyError)):
-        kind = request.code or (str(status) if status >= 400 else "")
+        kind = code or (str(status) if status >= 400 else "")
         if not kind:
             kind = grpc_name(request.grpc_status) if request.grpc_status > 0 else type(error).__name__
         attributes["error.type"] = kind

@@ -112,7 +112,7 @@ class Cluster:
             self._overflows.value += 1
             raise ProxyError("overflow", f"upstream {self.name} has {load.requests} requests under way")
         clock = self._clock
-        started = clock()
+        started = request.t_sent = clock()
         if self.resolver is not None and not self.resolver.resolved.is_set():
             await self.resolver.first()
         usable = self._usable
