@@ -23,7 +23,6 @@ _FIELD_LINE = re.compile(TOKEN + rb"+:" + VALUE + rb"*")
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _BARE_CR = re.compile(rb"\r(?!\n|\Z)")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
-_LENGTH = re.compile(rb"[0-9]{1,19}")
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::([0-9]{0,5}))?")
 # Fields that shape or name the message: `interpret` reads them, and they never go on as they came.
 _SPECIAL = frozenset(
@@ -72,100 +71,122 @@ class Limits(Struct, frozen=True):
     chunk_extension: int = 256
 
 
-class Framing(Struct):
+class Head(Struct):
     """What the header fields say of the message that they head.
 
     `headers` are the end-to-end fields. `length` is the number of body bytes, CHUNKED, or None when nothing says it.
-    `host` is the one Host value; `connection` the tokens of Connection; `idle` the seconds of `Keep-Alive: timeout`.
+    `host` is the one Host value; `connection` the tokens of Connection; `upgrade` is lower case; `idle` the seconds of
+    `Keep-Alive: timeout`.
     """
 
-    headers: Headers
+    minor: int
+    headers: Headers = []
     length: int | None = None
     host: bytes | None = None
-    connection: list[bytes] = []
+    connection: tuple[bytes, ...] = ()
     upgrade: bytes | None = None
     expect: bytes | None = None
     te_trailers: bool = False
     idle: float | None = None
 
 
-def interpret(block: bytes, minor: int, limits: Limits) -> Framing:
+_lines: dict[bytes, tuple[bytes, bytes]] = {}
+"""Field lines that were seen, parsed: most lines repeat, and a look-up costs a third of parsing one."""
+
+_MAX_LINES = 4096
+_MAX_LINE = 128
+_hosts: set[bytes] = set()
+_connections: dict[bytes, tuple[bytes, ...]] = {b"keep-alive": (), b"close": (b"close",), b"": ()}
+
+
+def interpret(head: Head, block: bytes, limits: Limits) -> None:
     """Reads the field lines of a head (without the final CRLF): splits off what is hop-by-hop and decides the framing.
 
-    `block` matches FIELDS. `minor` is the HTTP/1 minor version. Raises Malformed.
+    `block` matches FIELDS. Raises Malformed.
     """
-    headers: Headers = []
+    headers = head.headers
     special: Headers | None = None
-    if len(block) > limits.header:
-        for line in block.split(b"\r\n"):
-            if len(line) > limits.header:
-                raise Malformed("header_too_large", "headers_too_large")
-    for line in block.split(b"\r\n"):
-        name, _, value = line.partition(b":")
-        name = name.lower()
-        if name in _SPECIAL:
-            if special is None:
-                special = []
-            special.append((name, value.strip(b" \t")))
-        else:
-            headers.append((name, value.strip(b" \t")))
-    if headers:
-        # The block ends with CRLF, so the split ends with one empty piece.
-        headers.pop() if headers[-1][0] == b"" else None
-    framing = Framing(headers)
-    if special is not None:
-        if len(headers) + len(special) > limits.headers:
-            raise Malformed("too_many_headers", "headers_too_large")
-        _shape(framing, special, minor)
-    elif len(headers) > limits.headers:
+    lines = block.split(b"\r\n")
+    if len(block) > limits.header and max(map(len, lines)) > limits.header:
+        raise Malformed("header_too_large", "headers_too_large")
+    # The block ends with CRLF, so the split ends with one empty piece.
+    lines.pop()
+    if len(lines) > limits.headers:
         raise Malformed("too_many_headers", "headers_too_large")
-    return framing
+    known = _lines.get
+    for line in lines:
+        pair = known(line) or _read(line)
+        if pair[0] in _SPECIAL:
+            if special is None:
+                special = [pair]
+            else:
+                special.append(pair)
+        else:
+            headers.append(pair)
+    if special is not None:
+        _shape(head, special)
 
 
-def _shape(framing: Framing, special: Headers, minor: int) -> None:
+def _read(line: bytes) -> tuple[bytes, bytes]:
+    name, _, value = line.partition(b":")
+    pair = (name.lower(), value.strip(b" \t"))
+    if len(line) <= _MAX_LINE:
+        # Peers choose what is in here: forgetting all of it now and then is what bounds the memory.
+        if len(_lines) >= _MAX_LINES:
+            _lines.clear()
+        _lines[line] = pair
+    return pair
+
+
+def _shape(head: Head, special: Headers) -> None:
     length: bytes | None = None
     coding: bytes | None = None
+    named: tuple[bytes, ...] = ()
     for name, value in special:
         if name == b"host":
-            if framing.host is not None:
+            if head.host is not None:
                 raise Malformed("two_hosts")
-            framing.host = value
+            head.host = value
         elif name == b"content-length":
             # RFC 9110 8.6 lets a recipient merge identical ones; two parsers that disagree are not worth it.
             if length is not None:
                 raise Malformed("two_content_lengths")
             length = value
+        elif name == b"connection":
+            # Keep-alive is what HTTP/1.1 does anyway; in HTTP/1.0 it has to be said.
+            found = _connections.get(value) if head.minor else None
+            named += tuple(tokens(value)) if found is None else found
         elif name == b"transfer-encoding":
             coding = value if coding is None else coding + b"," + value
-        elif name == b"connection":
-            framing.connection = framing.connection + tokens(value)
         elif name == b"upgrade":
-            framing.upgrade = value.lower()
+            head.upgrade = value.lower()
         elif name == b"expect":
-            framing.expect = value.lower()
+            head.expect = value.lower()
         elif name == b"te":
-            framing.te_trailers = framing.te_trailers or b"trailers" in tokens(value)
+            head.te_trailers = head.te_trailers or b"trailers" in tokens(value)
         elif name == b"keep-alive":
-            framing.idle = _keep_alive(value)
+            head.idle = _keep_alive(value)
     if coding is not None:
         if length is not None:
             raise Malformed("content_length_and_transfer_encoding")
-        if minor == 0:
+        if head.minor == 0:
             raise Malformed("transfer_encoding_in_http_1_0")
         if coding.lower() != b"chunked":
             # RFC 9112 6.1: an unknown coding gets 501; a chunked that is not last, or twice, is malformed.
             known = [token.split(b";")[0].strip() for token in coding.lower().split(b",")]
             unknown = b"chunked" not in known and all(re.fullmatch(TOKEN + b"+", token) for token in known)
             raise Malformed("transfer_encoding", "not_implemented" if unknown else "bad_request")
-        framing.length = CHUNKED
+        head.length = CHUNKED
     elif length is not None:
-        if not _LENGTH.fullmatch(length) or int(length) >= 1 << 63:
+        if not length.isdigit() or len(length) > 19 or int(length) >= 1 << 63:
             raise Malformed("content_length")
-        framing.length = int(length)
-        framing.headers.append((b"content-length", length))
-    for token in framing.connection:
-        if token not in (b"close", b"keep-alive", b"upgrade", b"te") and not _KEPT.fullmatch(token):
-            framing.headers[:] = [pair for pair in framing.headers if pair[0] != token]
+        head.length = int(length)
+        head.headers.append((b"content-length", length))
+    if named:
+        head.connection = named
+        for token in named:
+            if token not in (b"close", b"keep-alive", b"upgrade", b"te") and not _KEPT.fullmatch(token):
+                head.headers[:] = [pair for pair in head.headers if pair[0] != token]
 
 
 def _keep_alive(value: bytes) -> float | None:
@@ -178,9 +199,14 @@ def _keep_alive(value: bytes) -> float | None:
 
 def check_host(host: bytes) -> None:
     """Raises Malformed unless `host` is a reg-name, IPv4 or bracketed IPv6 address with an optional port."""
+    if host in _hosts:
+        return
     match = _HOST.fullmatch(host)
     if match is None or (match[1] and int(match[1]) > 65535):
         raise Malformed("host")
+    if len(_hosts) >= _MAX_LINES:
+        _hosts.clear()
+    _hosts.add(host)
 
 
 def trailers_of(block: bytes, limits: Limits) -> Headers:

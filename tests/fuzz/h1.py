@@ -144,7 +144,7 @@ def _read(
                     if (head := next_head()) is None:
                         break
                     body.clear()
-                    if head.length == 0:
+                    if head.size == 0:
                         messages.append((head, b"", None))
                         if ends(head):
                             return messages, "tunnel"
@@ -203,7 +203,7 @@ def _compare_with_h11(data: bytes, messages: Sequence[tuple[RequestHead, bytes, 
                 read += event.data
         except h11.RemoteProtocolError as error:
             # Fields that may not come in a trailer section are dropped here (RFC 9110 6.5.1); h11 refuses some.
-            assert head.length == CHUNKED and read == body, f"h11 refuses what was accepted: {error}"
+            assert head.size == CHUNKED and read == body, f"h11 refuses what was accepted: {error}"
             return
         assert isinstance(request, h11.Request) and isinstance(event, h11.EndOfMessage), (request, event)
         assert request.method == head.method
@@ -236,7 +236,7 @@ def _compare_response_with_h11(data: bytes, message: tuple[ResponseHead, bytes, 
         while isinstance(event := connection.next_event(), h11.Data):
             read += event.data
     except h11.RemoteProtocolError as error:
-        assert head.length == CHUNKED and read == body, f"h11 refuses what was accepted: {error}"
+        assert head.size == CHUNKED and read == body, f"h11 refuses what was accepted: {error}"
         return
     assert isinstance(response, h11.Response) and isinstance(event, h11.EndOfMessage), (response, event)
     assert response.status_code == head.status
