@@ -402,10 +402,31 @@ class Route(Part, frozen=True):
 # Everything together
 
 
+class Metadata(Part, frozen=True):
+    """What a document is called."""
+
+    name: Annotated[
+        str,
+        doc(
+            "The name, unique among documents of its kind.",
+            max_length=253,
+            pattern="^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$",
+        ),
+    ]
+    namespace: Annotated[str, doc("The Kubernetes namespace.")] = ""
+    labels: Annotated[dict[str, str], doc("Labels, for those who read the document.")] = {}
+    annotations: Annotated[dict[str, str], doc("Annotations, for those who read the document.")] = {}
+
+
+class ForeignMetadata(Metadata, frozen=True, forbid_unknown_fields=False):
+    """Metadata as Kubernetes writes it, with keys that say nothing to us."""
+
+
 class Resource(Struct, Generic[Spec], frozen=True, gc=False):
     """One document: its name, what it says, and where it stands.
 
-    `lines` maps the path of each value (`spec.policies.authorization.allow[0]`) to its line.
+    `line` is the line of its first key; `lines` maps the path of each value (`spec.policies.authorization.allow[0]`) to
+    the number of lines after that.
     """
 
     kind: str
@@ -420,11 +441,10 @@ class Resource(Struct, Generic[Spec], frozen=True, gc=False):
 
     def where(self, path: str) -> tuple[str, int]:
         """Returns (file, line) of the value at `path`, or of the nearest value that encloses it."""
-        lines = self.lines
         while path:
-            line = lines.get(path)
+            line = self.lines.get(path)
             if line is not None:
-                return self.file, line
+                return self.file, self.line + line
             path = path[: max(path.rfind("."), path.rfind("["), 0)]
         return self.file, self.line
 

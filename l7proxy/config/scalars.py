@@ -22,12 +22,11 @@ _FLOAT = re.compile(r"[-+]?(0|[1-9][0-9]{0,18})(\.[0-9]{1,18})?([eE][-+]?[0-9]{1
 
 
 class Reference(NamedTuple):
-    """A name or a file that something in the document refers to; `kind` is the format of the field."""
+    """A name or a file that the value at `path` refers to; `kind` is the format of the field."""
 
     kind: str
     value: str
     path: str
-    line: int
 
 
 class Notes:
@@ -98,7 +97,7 @@ def text(info: inspect.StrType, name: str | None) -> Decode:
             if row.refers:
                 if row.name == "file":
                     value = normpath(join(notes.folder, value))
-                notes.references.append(Reference(row.name, value, path, node.line))
+                notes.references.append(Reference(row.name, value, path))
         if len(value) < least:
             return notes.wrong(path, node.line, "is empty" if least == 1 else f"is shorter than {least}")
         if most is not None and len(value) > most:

@@ -10,7 +10,6 @@ import os
 import re
 from collections.abc import Generator, Iterator
 from collections.abc import Mapping as Environment
-from itertools import pairwise
 from typing import Any, NamedTuple, NoReturn, Union
 
 from msgspec import Struct
@@ -22,7 +21,6 @@ MAX_DEPTH = 32
 MAX_NODES = 200_000
 """Nodes of one document, each alias counted as all that it stands for."""
 _STEP = 200
-_DOCUMENT = re.compile(rb"^---(?=[ \t\r\n]|\Z)", re.M)
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _VARIABLE = re.compile(r"\$(\$\{)|\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _NULLS = frozenset(("", "~", "null", "Null", "NULL"))
@@ -64,31 +62,37 @@ class Chunk(NamedTuple):
     offset: int
 
 
-def chunks(data: bytes, file: str) -> list[Chunk]:
+def chunks(data: bytes, file: str) -> Iterator[Chunk]:
     """Splits a file into its documents; raises ConfigError for what is not text.
 
     A line that starts with `---` ends a document wherever it stands (YAML 1.2 9.1.2), even within quotes, so that the
     parser is not needed to find it.
     """
-    try:
-        data.decode()
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigError([Problem(file, line, "this is not text in UTF-8")]) from None
-    control = _CONTROL.search(data)
-    if control:
-        line = data.count(b"\n", 0, control.start()) + 1
-        raise ConfigError([Problem(file, line, f"control character {control[0][0]:#04x}: is this a binary file?")])
+    start = offset = 0
     data = data.removeprefix(b"\xef\xbb\xbf")
-    starts = [0, *(found.start() for found in _DOCUMENT.finditer(data)), len(data)]
-    result: list[Chunk] = []
-    offset = 0
-    for start, end in pairwise(starts):
-        if start < end:
-            chunk = data[start:end]
-            result.append(Chunk(chunk, offset))
-            offset += chunk.count(b"\n")
-    return result
+    while start < len(data):
+        end = data.find(b"\n---", start)
+        while end >= 0 and data[end + 4 : end + 5] not in (b"", b" ", b"\t", b"\r", b"\n"):
+            end = data.find(b"\n---", end + 1)
+        text = data[start : end + 1 or len(data)]
+        _check_text(text, file, offset)
+        yield Chunk(text, offset)
+        start += len(text)
+        offset += text.count(b"\n")
+
+
+def _check_text(text: bytes, file: str, offset: int) -> None:
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        line = text.count(b"\n", 0, error.start) + 1
+        raise ConfigError([Problem(file, offset + line, "this is not text in UTF-8")]) from None
+    control = _CONTROL.search(text)
+    if control:
+        line = text.count(b"\n", 0, control.start()) + 1
+        raise ConfigError(
+            [Problem(file, offset + line, f"control character {control[0][0]:#04x}: is this a binary file?")]
+        )
 
 
 def parse(
@@ -131,25 +135,29 @@ class _Stop(Exception):
 
 
 class _Frame(Struct):
-    """A container that is still open."""
+    """A container that is still open, and the key whose value comes next. `size` and `height` count aliases in full."""
 
     node: Any
+    items: Any
     mapping: bool
     anchor: str | None
     key: str | None = None
     key_line: int = 0
     size: int = 1
-    height: int = 0
+    height: int = 1
 
 
 class _Builder:
+    """Puts nodes together from events: one method for each kind of event."""
+
     def __init__(self, chunk: Chunk, file: str, environment: Environment[str, str]) -> None:
         self.root: Node | None = None
         self.problems: list[Problem] = []
         self._file = file
         self._offset = chunk.offset
         self._environment = environment
-        self._stack: list[_Frame] = []
+        self._top: _Frame | None = None
+        self._below: list[_Frame | None] = []
         self._anchors: dict[str, tuple[Node, int, int]] = {}
         self._documents = 0
 
@@ -158,39 +166,44 @@ class _Builder:
 
     def scalar(self, event: Any) -> None:
         line = event.start_mark.line + 1
-        if event.tag is not None:
-            self._stop(line, f"tag {event.tag!r}: tags cannot be used here")
         value: str = event.value
         plain = not event.style
-        frame = self._stack[-1] if self._stack else None
-        if frame is not None and frame.key is None and frame.mapping:
+        top = self._top
+        if event.tag is not None:
+            self._stop(line, f"tag {event.tag!r}: tags cannot be used here")
+        if top is not None and top.mapping and top.key is None:
             if plain and value in _NULLS:
                 self._stop(line, "a key is missing before the colon")
-            if value in frame.node.items:
+            if value in top.items:
                 self.fail(line, f"duplicate key {value!r}")
-            frame.key, frame.key_line = value, line
+            top.key, top.key_line = value, line
             return
         if "${" in value:
             value, plain = self._substitute(value, line), True
-        self._put(Scalar(value, plain, line), 1, 0, event.anchor)
+        self._put(Scalar(value, plain, line), event.anchor)
 
     def start(self, event: Any) -> None:
         line = event.start_mark.line + 1
         if event.tag is not None:
             self._stop(line, f"tag {event.tag!r}: tags cannot be used here")
-        if len(self._stack) >= MAX_DEPTH:
+        if len(self._below) >= MAX_DEPTH:
             self._stop(line, f"nested deeper than {MAX_DEPTH}")
-        self._check_key(line)
+        self._need_no_key(line)
         mapping = event.__class__.__name__ == "MappingStartEvent"
-        self._stack.append(_Frame(Mapping({}, line) if mapping else Sequence([], line), mapping, event.anchor))
+        node: Any = Mapping({}, line) if mapping else Sequence([], line)
+        self._below.append(self._top)
+        self._top = _Frame(node, node.items, mapping, event.anchor)
 
     def end(self, _: Any) -> None:
-        frame = self._stack.pop()
-        self._put(frame.node, frame.size, frame.height + 1, frame.anchor)
+        done, top = self._top, self._below.pop()
+        assert done is not None
+        self._top = top
+        self._grow(done.node.line, done.size, done.height)
+        self._put(done.node, done.anchor, done.size, done.height)
 
     def alias(self, event: Any) -> None:
         line = event.start_mark.line + 1
-        self._check_key(line)
+        self._need_no_key(line)
         known = self._anchors.get(event.anchor)
         if known is None:
             self._stop(line, f"alias *{event.anchor} stands for nothing that is complete before it")
@@ -199,7 +212,8 @@ class _Builder:
             node = Scalar(node.value, node.plain, line)
         else:
             node = Mapping(node.items, line) if isinstance(node, Mapping) else Sequence(node.items, line)
-        self._put(node, size, height, None)
+        self._grow(line, size, height)
+        self._put(node, None)
 
     def document(self, event: Any) -> None:
         self._documents += 1
@@ -210,29 +224,36 @@ class _Builder:
         self.fail(line, message)
         raise _Stop
 
-    def _check_key(self, line: int) -> None:
-        if self._stack and self._stack[-1].key is None and self._stack[-1].mapping:
+    def _need_no_key(self, line: int) -> None:
+        if self._top is not None and self._top.mapping and self._top.key is None:
             self._stop(line, "a key must be a text")
 
-    def _put(self, node: Node, size: int, height: int, anchor: str | None) -> None:
+    def _grow(self, line: int, size: int, height: int) -> None:
+        """Counts what a container or an alias adds to the container that it stands in."""
+        top = self._top
+        if size + (top.size if top is not None else 0) > MAX_NODES:
+            self._stop(line, f"more than {MAX_NODES} values in one document, aliases counted in full")
+        if len(self._below) + height > MAX_DEPTH:
+            self._stop(line, f"nested deeper than {MAX_DEPTH}")
+        if top is not None:
+            top.size += size
+            top.height = max(top.height, height + 1)
+
+    def _put(self, node: Node, anchor: str | None, size: int = 1, height: int = 0) -> None:
+        """Puts a finished node where it belongs."""
         if anchor is not None:
             self._anchors[anchor] = (node, size, height)
-        if not self._stack:
+        top = self._top
+        if top is None:
             self.root = node
-            return
-        frame = self._stack[-1]
-        frame.size += size
-        frame.height = max(frame.height, height)
-        if frame.size > MAX_NODES:
-            self._stop(node.line, f"more than {MAX_NODES} values in one document, aliases counted in full")
-        if len(self._stack) + height > MAX_DEPTH:
-            self._stop(node.line, f"nested deeper than {MAX_DEPTH}")
-        if frame.key is None:
-            frame.node.items.append(node)
+        elif top.mapping:
+            node.line = top.key_line
+            top.items.setdefault(top.key, node)
+            top.key = None
         else:
-            node.line = frame.key_line
-            frame.node.items.setdefault(frame.key, node)
-            frame.key = None
+            top.items.append(node)
+        if top is not None and height == 0:
+            top.size += 1
 
     def _substitute(self, value: str, line: int) -> str:
         def replace(found: re.Match[str]) -> str:

@@ -1,0 +1,115 @@
+"""What is wrong between documents that are each right: names that clash or lead nowhere, files, targets, listeners."""
+
+from collections.abc import Generator, Iterable
+from typing import Any
+
+from l7proxy.config.documents import Document
+from l7proxy.config.model import APP, Match, Resource, Route, Sidecar
+from l7proxy.config.precedence import exact_key, prefix_key
+from l7proxy.config.scalars import suggest
+from l7proxy.core.errors import Problem
+
+Problems = list[Problem]
+
+
+def unique(documents: Iterable[Document], problems: Problems) -> Generator[None, None, None]:
+    """Two documents of a kind cannot have one name, and there is one Sidecar."""
+    seen: dict[tuple[str, str, str], Resource[Any]] = {}
+    sidecar: Resource[Sidecar] | None = None
+    for document in documents:
+        resource = document.resource
+        other = seen.setdefault((resource.kind, resource.namespace, resource.name), resource)
+        if other is not resource:
+            _note(
+                problems, resource, "metadata.name", f"{resource.kind} {resource.name!r} is defined in {_place(other)}"
+            )
+        elif resource.kind == "Sidecar":
+            if sidecar is not None:
+                _note(problems, resource, "kind", f"there can be one Sidecar, and {_place(sidecar)} defines it")
+            sidecar = sidecar or resource
+        yield
+
+
+def references(
+    documents: Iterable[Document], upstreams: Iterable[str], app: bool, problems: Problems
+) -> Generator[None, None, None]:
+    """Upstreams and files that documents refer to must exist."""
+    known = set(upstreams)
+    files: dict[str, str] = {}
+    for document in documents:
+        for reference in document.references:
+            if reference.kind == "file":
+                if reference.value not in files:
+                    files[reference.value] = _unreadable(reference.value)
+                if files[reference.value]:
+                    _note(problems, document.resource, reference.path, files[reference.value])
+            elif reference.value == APP and not (app or APP in known):
+                _note(problems, document.resource, reference.path, "there is no application: inbound.app is not set")
+            elif reference.value != APP and reference.value not in known:
+                message = f"unknown upstream {reference.value!r}" + suggest(reference.value, [*known, APP])
+                _note(problems, document.resource, reference.path, message)
+        yield
+
+
+def route(resource: Resource[Route], sidecar: Sidecar, app: bool, problems: Problems, warnings: Problems) -> None:
+    """What a route says must fit together, and there must be a listener and a target for it."""
+    spec = resource.spec
+    for number, match in enumerate(spec.matches):
+        try:
+            _path(match)
+        except ValueError as error:
+            _note(problems, resource, f"spec.matches[{number}].path", f"no request has such a path: {error}")
+        if spec.rewrite is not None and spec.rewrite.prefix is not None and match.path.prefix is None:
+            _note(problems, resource, "spec.rewrite.prefix", f"matches[{number}] has no path prefix to replace")
+    if spec.split and not any(backend.weight for backend in spec.split):
+        _note(problems, resource, "spec.split", "all weights are 0")
+    if not (spec.upstream or spec.split or spec.redirect or spec.direct_response):
+        if spec.direction == "outbound":
+            _note(problems, resource, "spec", "an outbound route needs upstream, split, redirect or directResponse")
+        elif not app:
+            _note(problems, resource, "spec", "the route names no target, and inbound.app is not set")
+    if spec.rewrite is not None and (spec.redirect or spec.direct_response):
+        _note(problems, resource, "spec.rewrite", "there is no upstream to rewrite for")
+    if (sidecar.inbound if spec.direction == "inbound" else sidecar.outbound) is None:
+        _note(warnings, resource, "spec.direction", f"the Sidecar has no {spec.direction} listener for this route")
+
+
+def listeners(resource: Resource[Sidecar], problems: Problems) -> None:
+    """No two listeners share an address."""
+    taken: dict[str, str] = {}
+    for name in ("inbound", "outbound", "admin", "metrics", "health"):
+        block = getattr(resource.spec, name)
+        if block is None or block.listen.endswith(":0"):
+            continue
+        other = taken.setdefault(block.listen, name)
+        if other != name:
+            _note(problems, resource, f"spec.{name}.listen", f"{other} listens on {block.listen} too")
+
+
+def _path(match: Match) -> None:
+    """Raises ValueError for a path that no normalised request path can match."""
+    path = match.path
+    if path.exact is not None and len(exact_key(path.exact).split(b"/")) != len(path.exact.split("/")):
+        raise ValueError(f"{path.exact!r} is {exact_key(path.exact).decode()!r} once it is normalised")
+    if path.prefix is not None:
+        written, key = path.prefix.rstrip("/"), prefix_key(path.prefix)
+        if len(key.split(b"/")) != len(written.split("/")):
+            raise ValueError(f"{path.prefix!r} is {key.decode() or '/'!r} once it is normalised")
+
+
+def _unreadable(path: str) -> str:
+    """Returns why a file cannot be read, or nothing."""
+    try:
+        with open(path, "rb") as file:
+            file.read(1)
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
+    return ""
+
+
+def _note(problems: Problems, resource: Resource[Any], path: str, message: str) -> None:
+    problems.append(Problem(*resource.where(path), f"{path}: {message}"))
+
+
+def _place(resource: Resource[Any]) -> str:
+    return f"{resource.file}:{resource.line}"

@@ -1,0 +1,46 @@
+"""The kinds of documents that a configuration may hold: which struct is the `spec` of which `apiVersion` and `kind`."""
+
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from l7proxy.config.model import API_VERSION, Model
+
+
+class Kind(NamedTuple):
+    """One kind of document. `spec` and `translate` are named as `module:attribute`, and imported when one is met.
+
+    Documents of other projects are `foreign`: keys that we do not know in `metadata`, and their `status`, are no
+    mistake. `translate(model)` is called once when there are documents of such a kind, with the model that holds them
+    in `others`; it returns the model that also does what they say, or raises ConfigError.
+    """
+
+    name: str
+    versions: tuple[str, ...]
+    spec: str
+    foreign: bool = False
+    translate: str = ""
+
+
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind("Sidecar", (API_VERSION,), "l7proxy.config.model:Sidecar"),
+        Kind("Upstream", (API_VERSION,), "l7proxy.config.model:Upstream"),
+        Kind("Route", (API_VERSION,), "l7proxy.config.model:Route"),
+    )
+}
+
+
+@cache
+def imported(name: str) -> Any:
+    """Returns what `module:attribute` names."""
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def translators(model: Model) -> list[Callable[[Model], Model]]:
+    """Returns the functions that translate the model's foreign documents, each once."""
+    names = dict.fromkeys(KINDS[kind].translate for kind in model.others)
+    return [imported(name) for name in names if name]
