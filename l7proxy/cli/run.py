@@ -8,8 +8,6 @@ from l7proxy.config.load import app_model, load
 from l7proxy.core.errors import ConfigError
 from l7proxy.server.process import serve
 
-HELP = "run the sidecar"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's arguments."""

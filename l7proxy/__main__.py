@@ -1,0 +1,39 @@
+"""The command line: one module of `cli/` for each verb, imported only when it is asked for."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from l7proxy import __version__
+
+VERBS = {
+    "run": "run the sidecar",
+    "check": "check a configuration and name every mistake",
+    "schema": "print the JSON Schema of the configuration",
+    "demo": "run two services with a sidecar each",
+    "certs": "make certificates for a laptop or a demo",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns 0, 1 when a configuration is wrong, or 2 for wrong usage."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser = argparse.ArgumentParser(prog="l7proxy", description="An HTTP-aware L7 sidecar for microservices.")
+    parser.add_argument("--version", action="version", version=f"l7proxy {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    asked = next((argument for argument in arguments if not argument.startswith("-")), None)
+    for verb, help in VERBS.items():
+        subparser = verbs.add_parser(verb, help=help, description=f"{help[0].upper()}{help[1:]}.")
+        if verb == asked:
+            # Only the verb that runs is imported: `run` stays light.
+            module = import_module(f"l7proxy.cli.{verb}")
+            module.configure(subparser)
+            subparser.set_defaults(run=module.run)
+    args = parser.parse_args(arguments)
+    status: int = args.run(args)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
