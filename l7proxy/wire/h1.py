@@ -259,7 +259,7 @@ class RequestReader(_Reader):
         interpret(head, block, limits)
         head.method = method
         authority = head.host
-        if target[0] != 47:  # "/"
+        if target[0] != 47 or method == b"CONNECT":  # "/"
             target, authority = _other_form(method, target, authority, minor)
         elif authority is None:
             if minor:
@@ -276,6 +276,8 @@ class RequestReader(_Reader):
             b"upgrade" not in connection or not minor or head.upgrade == b"h2c" or head.length
         ):
             head.upgrade = None
+        if head.te_trailers:
+            head.headers.append((b"te", b"trailers"))
         if head.expect is not None and head.expect != b"100-continue":
             raise Malformed("expect")
         size = head.length
