@@ -1,1 +1,1 @@
-"""SPIFFE identities, where certificates come from, and the TLS contexts made of them."""
+"""Who is at each end of a connection: SPIFFE IDs, certificates and their rotation, TLS. Imports core alone."""

@@ -1,0 +1,102 @@
+"""From a verified leaf certificate to the Peer that it stands for, or to the reason why it stands for nobody.
+
+X509-SVID sections 2 to 5: one URI SAN at most, a SPIFFE ID with a path, no signing certificate.
+"""
+
+import hashlib
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from l7proxy.core.peer import Peer
+from l7proxy.identity.refusal import Refused
+from l7proxy.identity.spiffe import parse
+
+_MOST = 4096
+_peers: dict[bytes, Peer] = {}
+
+
+def peer_of(der: bytes) -> Peer:
+    """Returns the Peer of a leaf in DER.
+
+    Parsed once for each certificate. Raises Refused, reason bad_certificate.
+    """
+    digest = hashlib.sha256(der).digest()
+    peer = _peers.get(digest)
+    if peer is None:
+        if len(_peers) >= _MOST:
+            del _peers[next(iter(_peers))]
+        peer = _peers[digest] = _parse(der, digest.hex())
+    return peer
+
+
+def names_of(certificate: x509.Certificate) -> tuple[list[str], list[str]]:
+    """Returns the (URI, DNS) subject alternative names."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return [], []
+    uris: list[str] = names.get_values_for_type(x509.UniformResourceIdentifier)
+    return uris, names.get_values_for_type(x509.DNSName)
+
+
+def pem_of(der: bytes) -> str:
+    """Returns a certificate as PEM."""
+    return x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM).decode("ascii")
+
+
+def _parse(der: bytes, fingerprint: str) -> Peer:
+    try:
+        certificate = x509.load_der_x509_certificate(der)
+        subject = certificate.subject.rfc4514_string()
+        uris, dns = names_of(certificate)
+        _check_usage(certificate)
+    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+        raise Refused("bad_certificate", f"the peer's certificate cannot be read: {error}") from None
+    if len(uris) > 1:
+        raise Refused("bad_certificate", f"the certificate has {len(uris)} URI names, and an identity is one: {uris}")
+    identity = trust_domain = namespace = account = uri = ""
+    if uris:
+        uri = uris[0]
+        try:
+            spiffe = parse(uri)
+        except ValueError as error:
+            raise Refused("bad_certificate", f"the certificate's URI name is not a SPIFFE ID: {error}") from None
+        if not spiffe.path:
+            raise Refused("bad_certificate", f"{uri} names a trust domain, not a workload")
+        identity, trust_domain = uri, spiffe.trust_domain
+        namespace, account = spiffe.namespace, spiffe.service_account
+    elif dns:
+        identity = dns[0]
+    else:
+        raise Refused("bad_certificate", f"the certificate of {subject or 'nobody'} has neither a URI nor a DNS name")
+    return Peer(
+        identity=identity,
+        trust_domain=trust_domain,
+        namespace=namespace,
+        service_account=account,
+        uri=uri,
+        dns_names=tuple(dns),
+        subject=subject,
+        fingerprint=fingerprint,
+        expires=certificate.not_valid_after_utc.timestamp(),
+        chain=(der,),
+    )
+
+
+def _check_usage(certificate: x509.Certificate) -> None:
+    """Refuses signing certificates as leaves (X509-SVID 4.1 and 4.3)."""
+    extensions = certificate.extensions
+    try:
+        if extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
+            raise Refused("bad_certificate", "the peer shows a CA certificate as its own")
+    except x509.ExtensionNotFound:
+        pass
+    try:
+        usage = extensions.get_extension_for_class(x509.KeyUsage).value
+    except x509.ExtensionNotFound:
+        return
+    if usage.key_cert_sign or usage.crl_sign:
+        raise Refused("bad_certificate", "the peer's certificate may sign others, which a workload's must not")
+    if not usage.digital_signature:
+        raise Refused("bad_certificate", "the peer's certificate may not be used for signatures (keyUsage)")

@@ -1,0 +1,173 @@
+"""TLS towards callers: plain text or TLS by the first byte, then a handshake with whatever certificate is live."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, cast
+
+from l7proxy.core.stats import Stats
+from l7proxy.identity import openssl
+from l7proxy.identity.contexts import Identity, Side
+from l7proxy.identity.handshakes import Handshakes
+from l7proxy.identity.material import Material
+from l7proxy.identity.openssl import Version
+from l7proxy.identity.refusal import Refused
+from l7proxy.identity.transport import TlsTransport
+
+_PLAIN_ANSWER = (
+    b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\ncontent-length: 34\r\nconnection: close\r\n\r\n"
+    b"plain HTTP was sent to a TLS port\n"
+)
+_TLS_RECORD = 0x16
+"""The first byte of every TLS connection: a handshake record."""
+
+
+class ServerTls(Side):
+    """TLS of one listener. `established` and `plain` make the protocol that speaks once it is known how.
+
+    `required` is STRICT: clients must show a certificate. With `plain`, a first byte that is not TLS's is served as
+    plain text (PERMISSIVE); without it such a connection is refused.
+    """
+
+    server = True
+    server_name = ""
+
+    def __init__(
+        self,
+        identity: Identity,
+        handshakes: Handshakes,
+        stats: Stats,
+        log: Callable[..., None],
+        established: Callable[[TlsTransport], asyncio.Protocol],
+        plain: Callable[[], asyncio.Protocol] | None = None,
+        listener: str = "inbound",
+        required: bool = True,
+        min_version: Version = "1.2",
+        timeout: float = 10.0,
+        protocols: tuple[bytes, ...] = (b"h2", b"http/1.1"),
+    ) -> None:
+        super().__init__(identity)
+        self.plain = plain
+        self.required = required
+        self.timeout = timeout
+        self.handshakes = handshakes
+        self.step = handshakes.step
+        self._established = established
+        self._min_version = min_version
+        self._protocols = protocols
+        self._stats = stats
+        self._log = log
+        self._listener = listener
+        self._loop = asyncio.get_running_loop()
+        help = "TLS handshakes that were completed"
+        self._full = stats.counter("l7proxy_tls_handshakes_total", help, listener=listener, resumed="false")
+        self._resumed = stats.counter("l7proxy_tls_handshakes_total", help, listener=listener, resumed="true")
+
+    def accept(self) -> asyncio.Protocol:
+        """Returns the protocol for a connection that was just accepted."""
+        return _FirstByte(self)
+
+    def established(self, transport: TlsTransport) -> asyncio.Protocol:
+        self.settle(transport)
+        transport.server_name = openssl.server_name(transport.raw)
+        (self._resumed if transport.resumed else self._full).value += 1
+        self.handshakes.pending -= 1
+        return self._established(transport)
+
+    def failed(self, transport: TlsTransport, refusal: Refused) -> None:
+        self.handshakes.pending -= 1
+        self.refused(transport.get_extra_info("peername"), refusal)
+
+    def refused(self, address: Any, refusal: Refused) -> None:
+        """Counts and logs one connection that never came to a request."""
+        self._stats.counter(
+            "l7proxy_tls_handshake_failures_total", "TLS handshakes that failed, by reason",
+            listener=self._listener, reason=refusal.reason,
+        ).value += 1  # fmt: skip
+        source = address[0] if isinstance(address, tuple) else ""
+        self._log(
+            "warning", "handshake failed",
+            listener=self._listener, source=source, reason=refusal.reason, detail=refusal.detail,
+        )  # fmt: skip
+
+    def _make(self, material: Material) -> openssl.Context:
+        return openssl.server_context(
+            material,
+            self.verify,
+            self._choose,
+            self.required,
+            self._min_version,
+            # A session knows no more which CA vouched for it, so it is of no use where that matters.
+            tickets=len(material.bundles) <= 1,
+        )
+
+    def _choose(self, connection: openssl.Connection, offered: list[bytes]) -> bytes | None:
+        for protocol in self._protocols:
+            if protocol in offered:
+                return protocol
+        transport: TlsTransport = connection.get_app_data()
+        names = ", ".join(name.decode("latin-1") for name in offered[:8])
+        transport.refusal = Refused("alpn", f"the client offers only {names} (ALPN), which is not HTTP")
+        return None
+
+
+class _FirstByte(asyncio.Protocol):
+    """A connection of which nothing is known yet: its first byte tells TLS from plain text."""
+
+    def __init__(self, tls: ServerTls) -> None:
+        self._tls = tls
+        self._tcp: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        tcp = cast(asyncio.Transport, transport)
+        tls = self._tls
+        if tls.handshakes.full:
+            refusal = Refused("overload", f"{tls.handshakes.most} handshakes are under way, which is the limit")
+            tls.refused(tcp.get_extra_info("peername"), refusal)
+            tcp.abort()
+            return
+        tls.handshakes.pending += 1
+        self._tcp = tcp
+        self._timer = tls._loop.call_later(tls.timeout, self._time_out)
+
+    def data_received(self, data: bytes) -> None:
+        tls, tcp = self._tls, self._tcp
+        if tcp is None:
+            return
+        if data[0] == _TLS_RECORD:
+            self._tcp = None
+            self._timer.cancel()
+            transport = TlsTransport(tls)
+            transport.timer = tls._loop.call_later(tls.timeout, transport.time_out, tls.timeout)
+            tcp.set_protocol(transport)
+            transport.connection_made(tcp)
+            transport.data_received(data)
+        elif tls.plain is not None:
+            self._leave()
+            inner = tls.plain()
+            tcp.set_protocol(inner)
+            inner.connection_made(tcp)
+            inner.data_received(data)
+        else:
+            text = data[:1].isalpha()
+            why = "the peer spoke plain text; no sidecar there?" if text else "the peer does not speak TLS"
+            tls.refused(tcp.get_extra_info("peername"), Refused("plain_text" if text else "not_tls", why))
+            self._leave()
+            if text:
+                tcp.write(_PLAIN_ANSWER)
+            tcp.close()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        # A connection without a byte is a port scan or a TCP health check: no failure worth a line.
+        if self._tcp is not None:
+            self._leave()
+
+    def _time_out(self) -> None:
+        if self._tcp is not None:
+            detail = f"not one byte came in {self._tls.timeout:g} s"
+            self._tls.refused(self._tcp.get_extra_info("peername"), Refused("timeout", detail))
+            self._tcp.abort()
+
+    def _leave(self) -> None:
+        self._tcp = None
+        self._timer.cancel()
+        self._tls.handshakes.pending -= 1
