@@ -31,10 +31,9 @@ def unique(documents: Iterable[Document], problems: Problems) -> Generator[None,
 
 
 def references(
-    documents: Iterable[Document], upstreams: Iterable[str], app: bool, problems: Problems
+    documents: Iterable[Document], upstreams: set[str] | None, app: bool, problems: Problems
 ) -> Generator[None, None, None]:
-    """Upstreams and files that documents refer to must exist."""
-    known = set(upstreams)
+    """Files and upstreams that documents refer to must exist; without `upstreams` any name may."""
     files: dict[str, str] = {}
     for document in documents:
         for reference in document.references:
@@ -43,17 +42,20 @@ def references(
                     files[reference.value] = _unreadable(reference.value)
                 if files[reference.value]:
                     _note(problems, document.resource, reference.path, files[reference.value])
-            elif reference.value == APP and not (app or APP in known):
-                _note(problems, document.resource, reference.path, "there is no application: inbound.app is not set")
-            elif reference.value != APP and reference.value not in known:
-                message = f"unknown upstream {reference.value!r}" + suggest(reference.value, [*known, APP])
+            elif reference.value == APP:
+                if not app:
+                    message = "there is no application: inbound.app is not set"
+                    _note(problems, document.resource, reference.path, message)
+            elif upstreams is not None and reference.value not in upstreams:
+                message = f"unknown upstream {reference.value!r}" + suggest(reference.value, [*upstreams, APP])
                 _note(problems, document.resource, reference.path, message)
         yield
 
 
-def route(resource: Resource[Route], sidecar: Sidecar, app: bool, problems: Problems, warnings: Problems) -> None:
-    """What a route says must fit together, and there must be a listener and a target for it."""
+def route(resource: Resource[Route], sidecar: Sidecar, app: bool, problems: Problems, warnings: Problems) -> bool:
+    """What a route says must fit together, and there must be a listener and a target for it; tells whether it does."""
     spec = resource.spec
+    before = len(problems)
     for number, match in enumerate(spec.matches):
         try:
             _path(match)
@@ -72,6 +74,7 @@ def route(resource: Resource[Route], sidecar: Sidecar, app: bool, problems: Prob
         _note(problems, resource, "spec.rewrite", "there is no upstream to rewrite for")
     if (sidecar.inbound if spec.direction == "inbound" else sidecar.outbound) is None:
         _note(warnings, resource, "spec.direction", f"the Sidecar has no {spec.direction} listener for this route")
+    return len(problems) == before
 
 
 def listeners(resource: Resource[Sidecar], problems: Problems) -> None:

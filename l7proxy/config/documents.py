@@ -11,7 +11,7 @@ from l7proxy.config.kinds import KINDS, Kind, imported
 from l7proxy.config.model import ForeignMetadata, Metadata, Resource
 from l7proxy.config.scalars import INVALID, Notes, Reference, expected, suggest
 from l7proxy.config.yaml import Chunk, Mapping, Node, Scalar, parse
-from l7proxy.core.errors import ConfigError
+from l7proxy.core.errors import ConfigError, Problem
 
 _KEYS = ("apiVersion", "kind", "metadata", "spec")
 
@@ -30,19 +30,38 @@ class Document(NamedTuple):
         return self._replace(resource=structs.replace(self.resource, line=offset + self.first))
 
 
+class Broken(NamedTuple):
+    """A document with mistakes, as far as it tells what it was to be: others may refer to it all the same."""
+
+    kind: str = ""
+    name: str = ""
+
+
 def read(
-    chunk: Chunk, file: str, folder: str, environment: Environment[str, str]
-) -> Generator[None, None, Document | None]:
-    """Reads one document in small steps; None when it is empty. Raises ConfigError with every mistake."""
-    root = yield from parse(chunk, file, environment)
+    chunk: Chunk, file: str, folder: str, environment: Environment[str, str], problems: list[Problem]
+) -> Generator[None, None, Document | Broken | None]:
+    """Reads one document in small steps; None when it is empty. Adds every mistake to `problems`."""
+    try:
+        root = yield from parse(chunk, file, environment)
+    except ConfigError as error:
+        problems += error.problems
+        return Broken()
     if root is None:
         return None
     notes = Notes(file, folder, chunk.offset)
     resource = _resource(root, notes)
     yield
     if notes.problems:
-        raise ConfigError(notes.problems)
+        problems += notes.problems
+        return Broken(_word(root, "kind"), _word(root, "metadata", "name"))
     return Document(resource, tuple(notes.references), root.line)
+
+
+def _word(node: Node | None, *keys: str) -> str:
+    """Returns the text at a path of keys, or nothing."""
+    for key in keys:
+        node = node.items.get(key) if isinstance(node, Mapping) else None
+    return node.value if isinstance(node, Scalar) else ""
 
 
 def _resource(root: Node, notes: Notes) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 from msgspec import structs
 
 from l7proxy.config import checks, shadow
-from l7proxy.config.documents import Document, read
+from l7proxy.config.documents import Broken, Document, read
 from l7proxy.config.kinds import translators
 from l7proxy.config.model import APP, Admin, Health, Inbound, Metrics, Model, Outbound, Resource, Route, Sidecar
 from l7proxy.config.yaml import MAX_BYTES, chunks
@@ -53,30 +53,41 @@ class Loader:
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         self._environment = environment
         self._known: dict[tuple[str, bytes], Document | None] = {}
+        self.files: set[str] = set()
+        """Files, such as certificates, that the documents of the last attempt refer to."""
 
     def steps(self, paths: Sequence[str], app: str | None = None) -> Generator[None, None, Model]:
         """Does what `load` does in steps of well under a millisecond, so that an event loop can serve between them."""
         problems: list[Problem] = []
-        documents: list[Document] = []
+        found: list[Document | Broken] = []
         known: dict[tuple[str, bytes], Document | None] = {}
         content = blake2b(repr(app).encode(), digest_size=6)
-        files = _expand(paths, problems)
+        files = expand(paths, problems)
         for file in files:
             try:
                 data = yield from _contents(file)
-                found = yield from self._documents(file, data, known, content.update, problems)
+                found += yield from self._documents(file, data, known, content.update, problems)
             except ConfigError as error:
                 problems += error.problems
-            else:
-                documents += found
-        model: Model | None = None
-        if not problems:
-            model = yield from _model(documents, app, content.hexdigest(), problems)
+                found.append(Broken())
+        documents: list[Document] = []
+        broken: list[Broken] = []
+        references: set[str] = set()
+        for item in found:
+            if isinstance(item, Broken):
+                broken.append(item)
+                continue
+            documents.append(item)
+            references.update(reference.value for reference in item.references if reference.kind == "file")
+            yield
+        # Kept even when another document is broken: the next attempt will find most of them unchanged.
+        self._known = known
+        self.files = references
+        model = yield from _model(documents, broken, app, content.hexdigest(), problems)
         if model is None or problems:
             places = {file: place for place, file in enumerate(files)}
             problems.sort(key=lambda problem: (places.get(problem.file, -1), problem.line))
             raise ConfigError(problems)
-        self._known = known
         return model
 
     def _documents(
@@ -86,60 +97,62 @@ class Loader:
         known: dict[tuple[str, bytes], Document | None],
         hashed: Callable[[bytes], None],
         problems: list[Problem],
-    ) -> Generator[None, None, list[Document]]:
+    ) -> Generator[None, None, list[Document | Broken]]:
         folder = os.path.dirname(file)
-        found: list[Document] = []
-        failed = len(problems)
+        found: list[Document | Broken] = []
         for chunk in chunks(data, file):
             values = [self._environment.get(name.decode(), "") for name in _NAMES.findall(chunk.data)]
             digest = blake2b(chunk.data + repr(values).encode(), digest_size=16).digest()
             hashed(digest)
             key = (file, digest)
             if key in self._known:
-                document = self._known[key]
+                document: Document | Broken | None = self._known[key]
             else:
-                try:
-                    document = yield from read(chunk, file, folder, self._environment)
-                except ConfigError as error:
-                    problems += error.problems
-                    continue
-            known[key] = document
+                document = yield from read(chunk, file, folder, self._environment, problems)
+            if isinstance(document, Document):
+                document = document.at(chunk.offset)
+            if not isinstance(document, Broken):
+                known[key] = document
             if document is not None:
-                found.append(document.at(chunk.offset))
+                found.append(document)
             yield
-        if not found and failed == len(problems):
+        if not found:
             raise ConfigError([Problem(file, 0, "there is no document in this file")])
         return found
 
 
 def _model(
-    documents: list[Document], app: str | None, version: str, problems: list[Problem]
+    documents: list[Document], broken: list[Broken], app: str | None, version: str, problems: list[Problem]
 ) -> Generator[None, None, Model | None]:
-    """Puts documents together that are each right, and checks what is between them."""
+    """Puts documents together and checks what is between them; None where they are too few to make a model."""
     yield from checks.unique(documents, problems)
     by_kind: dict[str, list[Resource[Any]]] = {"Sidecar": [], "Upstream": [], "Route": []}
     for document in documents:
         by_kind.setdefault(document.resource.kind, []).append(document.resource)
         yield
-    if not by_kind["Sidecar"]:
-        if app is None:
-            problems.append(Problem(documents[0].resource.file, 0, "there is no document of kind Sidecar"))
-            return None
-        by_kind["Sidecar"].append(app_model(app).sidecar)
+    sidecars = by_kind.pop("Sidecar")
+    if sidecars:
+        sidecar = sidecars[0] if app is None else _with_app(sidecars[0], app)
     elif app is not None:
-        by_kind["Sidecar"][0] = _with_app(by_kind["Sidecar"][0], app)
-    sidecar: Resource[Sidecar] = by_kind.pop("Sidecar")[0]
+        sidecar = app_model(app).sidecar
+    else:
+        if documents and not any(item.kind in ("Sidecar", "") for item in broken):
+            problems.append(Problem(documents[0].resource.file, 0, "there is no document of kind Sidecar"))
+        return None
     upstreams = {resource.name: resource for resource in by_kind.pop("Upstream")}
+    # What a document is called that cannot be read at all may be any name that another one refers to.
+    names = None if Broken() in broken else {*upstreams, *(item.name for item in broken if item.kind == "Upstream")}
+    inbound = sidecar.spec.inbound
+    has_app = APP in upstreams or (inbound is not None and inbound.app is not None)
     warnings: list[Problem] = []
     routes: list[Resource[Route]] = []
-    inbound = sidecar.spec.inbound
-    has_app = inbound is not None and inbound.app is not None
     for resource in by_kind.pop("Route"):
-        checks.route(resource, sidecar.spec, has_app or APP in upstreams, problems, warnings)
-        routes.append(resource)
+        if checks.route(resource, sidecar.spec, has_app, problems, warnings):
+            routes.append(resource)
         yield
     checks.listeners(sidecar, problems)
-    yield from checks.references(documents, upstreams, has_app, problems)
+    yield from checks.references(documents, names, has_app, problems)
+    yield from shadow.shadowed(routes, problems, warnings)
     if problems:
         return None
     model = Model(
@@ -147,7 +160,6 @@ def _model(
     )
     for translate in translators(model):
         model = translate(model)
-    yield from shadow.shadowed(model.routes, problems, warnings)
     yield from shadow.unenforced(model.routes, warnings)
     return structs.replace(model, warnings=(*model.warnings, *warnings))
 
@@ -164,7 +176,7 @@ def _url(app: str) -> str:
         raise ConfigError([Problem("--app", 0, str(error))]) from None
 
 
-def _expand(paths: Sequence[str], problems: list[Problem]) -> list[str]:
+def expand(paths: Sequence[str], problems: list[Problem]) -> list[str]:
     """Returns the files at the paths, each once, those of a folder in the order of their names."""
     files: dict[str, None] = {}
     for path in paths:
