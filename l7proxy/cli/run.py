@@ -3,8 +3,7 @@
 import argparse
 import sys
 
-from l7proxy.config.files import Files
-from l7proxy.config.load import app_model, load
+from l7proxy.config.load import app_model
 from l7proxy.core.errors import ConfigError
 from l7proxy.server.process import serve
 
@@ -30,7 +29,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         if not args.config:
             return serve(app_model(args.app))
-        return serve(load(args.config), Files(args.config))
+        from l7proxy.config.files import Files
+
+        return serve(load(args.config, args.app), Files(args.config, args.app))
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 1
