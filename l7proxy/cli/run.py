@@ -31,7 +31,8 @@ def run(args: argparse.Namespace) -> int:
             return serve(app_model(args.app))
         from l7proxy.config.files import Files
 
-        return serve(load(args.config, args.app), Files(args.config, args.app))
+        source = Files(args.config, args.app)
+        return serve(source.load(), source)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 1
