@@ -19,6 +19,8 @@ PERIOD = 0.1
 MAX_CHUNK = 256 * 1024
 """Encoded bytes that are handed over before the period is over."""
 
+_MILLISECONDS = [f".{number:03d}Z" for number in range(1000)]
+
 Mark = Literal["request", "tunnel_open", "tunnel_end"]
 
 
@@ -209,7 +211,7 @@ class AccessLog:
             self._second = second
             self._date = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
         return Record(
-            f"{self._date}.{int((epoch - second) * 1000):03d}Z",
+            self._date + _MILLISECONDS[int((epoch - second) * 1000)],
             event,
             "inbound" if inbound else "outbound",
             method.decode("latin-1"),

@@ -36,14 +36,19 @@ class Service(Protocol):
     def mesh(self) -> str: ...
     @property
     def version(self) -> str: ...
+    @property
+    def labels(self) -> Mapping[str, str]: ...
 
 
 def resource(service: Service) -> dict[str, str]:
-    """Returns the resource attributes of metrics and spans; `OTEL_RESOURCE_ATTRIBUTES` (`a=b,c=d`) adds to them."""
+    """Returns the resource attributes of metrics and spans.
+
+    The version is by default the label `version`; `OTEL_RESOURCE_ATTRIBUTES` (`a=b,c=d`) adds to them or replaces them.
+    """
     attributes = {
         "service.name": service.name,
         "service.namespace": service.namespace,
-        "service.version": service.version,
+        "service.version": service.version or service.labels.get("version", ""),
         "service.instance.id": socket.gethostname(),
         "l7proxy.mesh": service.mesh,
     }

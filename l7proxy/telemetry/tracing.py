@@ -18,6 +18,8 @@ _TRACEPARENT = re.compile(
 _SAMPLED = frozenset(b"13579bdf")
 """The last digit of flags whose lowest bit is set."""
 
+_WATCHED = frozenset((b"x-request-id", b"traceparent", b"tracestate"))
+
 # https://github.com/openzipkin/b3-propagation: trace ids may be 64 bits wide.
 _B3_TRACE = re.compile(rb"(?!0+$)(?:[0-9a-f]{16}){1,2}").fullmatch
 _B3_SPAN = re.compile(rb"(?!0+$)[0-9a-f]{16}").fullmatch
@@ -55,32 +57,51 @@ class Tracer:
         An `x-request-id` that is there is kept: those of callers that are not trusted have been removed before.
         """
         headers = request.headers
-        traceparent = b""
-        request_id = None
+        request_id = traceparent = None
+        stateful = False
         for name, value in headers:
-            if name == b"traceparent":
-                traceparent = b"more than one" if traceparent else value
-            elif name == b"x-request-id":
-                request_id = value
+            if name in _WATCHED:
+                if name == b"x-request-id":
+                    request_id = value
+                elif name == b"traceparent":
+                    traceparent = b"more than one" if traceparent else value
+                else:
+                    stateful = True
+        fresh = None
         if request_id is None:
-            request_id = hexlify(getrandbits(128).to_bytes(16, "big"))
+            request_id = fresh = hexlify(getrandbits(128).to_bytes(16, "big"))
             headers.append((b"x-request-id", request_id))
         elif not _REQUEST_ID(request_id):
-            request_id = hexlify(getrandbits(128).to_bytes(16, "big"))
+            request_id = fresh = hexlify(getrandbits(128).to_bytes(16, "big"))
             put(headers, b"x-request-id", request_id)
         request.request_id = request_id
 
-        if _TRACEPARENT(traceparent) and (len(traceparent) == 55 or traceparent[:2] != b"00"):
+        if traceparent is None and not stateful and not self._b3:
+            # The usual request: nobody has said anything yet.
+            if self._spans is None:
+                return
+            if random() >= self._sampling:
+                # An id that we made serves both; one search then finds log and headers. No span has the second id: it
+                # is there because the format wants one.
+                trace_id = request.trace_id = fresh or hexlify(getrandbits(128).to_bytes(16, "big"))
+                headers.append((b"traceparent", b"00-%b-%b-00" % (trace_id, trace_id[16:])))
+                return
+            self._spans.start(request, None, False)
+        elif (
+            traceparent is not None
+            and _TRACEPARENT(traceparent)
+            and (len(traceparent) == 55 or traceparent[:2] != b"00")
+        ):
             request.trace_id = traceparent[3:35]
             sampled = traceparent[54] in _SAMPLED
             if self._b3 or (sampled and self._spans is not None):
                 self._follow(request, Parent(traceparent[3:35], traceparent[36:52], sampled))
-            return
-        parent = read_b3(headers) if self._b3 else None
-        if parent is not None:
-            self._follow(request, parent)
-        elif self._spans is not None:
-            self._start(request, random() < self._sampling)
+        else:
+            parent = read_b3(headers) if self._b3 else None
+            if parent is not None:
+                self._follow(request, parent)
+            elif self._spans is not None:
+                self._start(request, random() < self._sampling)
 
     def _follow(self, request: Request, parent: Parent) -> None:
         """Continues the caller's trace."""
