@@ -337,7 +337,8 @@ class Session(Control):
             return known[key]  # type: ignore[return-value]
         fields, size = self._decode(block)
         limits = self.limits
-        if size > limits.head or len(fields) > limits.headers + 5:
+        # A request has four pseudo-header fields, as a rule.
+        if size > limits.head or len(fields) > limits.headers + 4:
             return None
         if size > limits.header:
             for name, value in fields:
