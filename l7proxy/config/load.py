@@ -135,8 +135,11 @@ def _model(
         sidecar = sidecars[0] if app is None else _with_app(sidecars[0], app)
     elif app is not None:
         sidecar = app_model(app).sidecar
+    elif any(item.kind in ("Sidecar", "") for item in broken):
+        # It is there but cannot be read: what it might say is no reason to find fault with the others.
+        sidecar = app_model("http://127.0.0.1:80").sidecar
     else:
-        if documents and not any(item.kind in ("Sidecar", "") for item in broken):
+        if documents:
             problems.append(Problem(documents[0].resource.file, 0, "there is no document of kind Sidecar"))
         return None
     upstreams = {resource.name: resource for resource in by_kind.pop("Upstream")}

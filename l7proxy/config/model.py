@@ -187,6 +187,22 @@ class Http2Limits(Part, frozen=True):
     connection_window: Annotated[Size, doc("The flow-control window of a connection.", ge=65535, le=2**31 - 1)] = (
         1048576
     )
+    stream_window_max: Annotated[
+        Size, doc("How far the window of a stream grows while its reader keeps up.", ge=65535, le=2**31 - 1)
+    ] = 1048576
+    buffered: Annotated[
+        Size, doc("Bytes received and not yet read, over all streams, above which nothing more is let in.", ge=65535)
+    ] = 8388608
+    continuations: Annotated[int, doc("CONTINUATION frames of one header section.", ge=1, le=1000)] = 16
+    resets: Annotated[int, doc("Streams reset at once, by the peer or through its fault; work earns more.", ge=1)] = (
+        1000
+    )
+    pings: Annotated[int, doc("PING frames at once; work earns more, here and below.", ge=1)] = 200
+    settings: Annotated[int, doc("SETTINGS frames at once.", ge=1)] = 100
+    priorities: Annotated[int, doc("PRIORITY frames at once.", ge=1)] = 1000
+    window_updates: Annotated[int, doc("WINDOW_UPDATE frames at once.", ge=1)] = 2000
+    empty_data: Annotated[int, doc("Empty DATA frames at once.", ge=1)] = 100
+    stray_frames: Annotated[int, doc("Frames of streams that have ended, or of unknown types, at once.", ge=1)] = 2000
 
 
 class Limits(Part, frozen=True):
