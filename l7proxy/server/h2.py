@@ -30,20 +30,15 @@ from l7proxy.wire.h2_events import (
 )
 from l7proxy.wire.h2_fields import RequestFields
 from l7proxy.wire.h2_frames import Error
-from l7proxy.wire.h2_limits import H2Limits
 
 _UNREAD_OUTPUT = 4 * HIGH_WATER
 """Bytes that a client may leave unread before we read nothing more from it; bodies stop long before it."""
-GOAWAY_GRACE = 5.0
-"""Seconds between the two GOAWAYs: requests that crossed the first one on the wire are still served."""
 
 
 class H2Protocol(asyncio.Protocol):
     """One client connection."""
 
-    def __init__(
-        self, listener: Listener, peer: Peer = ANONYMOUS, secure: bool = False, limits: H2Limits | None = None
-    ) -> None:
+    def __init__(self, listener: Listener, peer: Peer = ANONYMOUS, secure: bool = False) -> None:
         self.listener = listener
         self.peer = peer
         self.secure = secure
@@ -53,7 +48,7 @@ class H2Protocol(asyncio.Protocol):
         self.server: tuple[str, int] | None = None
         self.destination: tuple[str, int] | None = None
         self.transport: asyncio.Transport | None = None
-        self.session = Session(False, limits or H2Limits())
+        self.session = Session(False, listener.h2_limits)
         self.exchanges: set[H2Exchange] = set()
         self.close_at = NEVER
         self._touched = listener.now
@@ -169,7 +164,7 @@ class H2Protocol(asyncio.Protocol):
     def drain(self) -> None:
         """Sends the first GOAWAY; the second follows, and the end when no stream is left."""
         if self._goaway_at is None and not self._closing:
-            self._goaway_at = self.listener.now + GOAWAY_GRACE
+            self._goaway_at = self.listener.now + self.listener.timeouts.goaway
             self.session.send_goaway(final=False)
             self.listener.watch(self, self._goaway_at)
             self.flush_soon()
@@ -230,6 +225,7 @@ class H2Protocol(asyncio.Protocol):
         stream = exchange.stream
         stream.owner = None
         self.exchanges.discard(exchange)
+        self.listener.answered += 1
         session = self.session
         session.release(stream)
         if stream.state and stream.id not in session.waiting:

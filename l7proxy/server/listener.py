@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from l7proxy.core.stats import Stats
 from l7proxy.wire.framing import Limits
+from l7proxy.wire.h2_limits import H2Limits
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -22,7 +23,8 @@ class Timeouts(Struct, frozen=True):
     """Seconds that a client may take.
 
     `head` for a whole request head, `idle` between requests, `stream` without a byte either way while a request is
-    under way, `max_age` for the connection (jittered), `linger` to read what is left after the last answer.
+    under way, `max_age` for the connection (jittered), `linger` to read what is left after the last answer, `goaway`
+    between the first and the final GOAWAY of HTTP/2.
     """
 
     head: float = 10.0
@@ -30,6 +32,7 @@ class Timeouts(Struct, frozen=True):
     stream: float = 300.0
     max_age: float = NEVER
     linger: float = 5.0
+    goaway: float = 5.0
 
 
 class Connection(Protocol):
@@ -61,12 +64,14 @@ class Listener:
         timeouts: Timeouts | None = None,
         max_connections: int = 20_000,
         service: str = "l7proxy",
+        h2_limits: H2Limits | None = None,
     ) -> None:
         self.name = name
         self.service = service.encode("ascii", "replace")
         self.app = app
         self.stats = stats
         self.limits = limits or Limits()
+        self.h2_limits = h2_limits or H2Limits()
         self.timeouts = timeouts or Timeouts()
         self.max_connections = max_connections
         self.loop = asyncio.get_running_loop()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from l7proxy.admin import admin_app, health_app, metrics_app
-from l7proxy.config.model import Model, Sidecar
+from l7proxy.config.model import Http2Limits, Model, Sidecar
 from l7proxy.core.handler import Source
 from l7proxy.core.stats import Stats
 from l7proxy.proxy.app import make_app
@@ -23,6 +23,7 @@ from l7proxy.server.view import View
 from l7proxy.telemetry.facade import Telemetry
 from l7proxy.telemetry.log import Log
 from l7proxy.wire.framing import Limits
+from l7proxy.wire.h2_limits import Allowance, H2Limits
 
 DRAIN_TICK = 0.05
 
@@ -117,8 +118,12 @@ class Process:
             head=spec.timeouts.header,
             idle=spec.timeouts.connection_idle,
             stream=spec.timeouts.stream_idle or NEVER,
+            goaway=spec.drain.goaway,
         )
-        listener = Listener(name, app, self._telemetry.stats, limits, timeouts, service=spec.service.name)
+        h2_limits = _h2_limits(spec.limits.http2, limits)
+        listener = Listener(
+            name, app, self._telemetry.stats, limits, timeouts, service=spec.service.name, h2_limits=h2_limits
+        )
         self._listeners[name] = listener
         self._acceptors[name] = Acceptor(listener, sockets)
 
@@ -167,6 +172,27 @@ class Process:
             message=str(context.get("message", "")),
             error=f"{type(error).__name__}: {error}" if error is not None else "",
         )
+
+
+def _h2_limits(http2: Http2Limits, limits: Limits) -> H2Limits:
+    return H2Limits(
+        streams=http2.concurrent_streams,
+        stream_window=http2.stream_window,
+        stream_window_max=max(http2.stream_window, http2.stream_window_max),
+        connection_window=http2.connection_window,
+        buffered=http2.buffered,
+        head=limits.head,
+        header=limits.header,
+        headers=limits.headers,
+        continuations=http2.continuations,
+        resets=Allowance(http2.resets, 30, 1),
+        pings=Allowance(http2.pings, 10, 1),
+        settings=Allowance(http2.settings, 1),
+        priorities=Allowance(http2.priorities, 10, 2),
+        window_updates=Allowance(http2.window_updates, 100, 8),
+        empty_data=Allowance(http2.empty_data, 10, 0.1),
+        stray_frames=Allowance(http2.stray_frames, 100, 1),
+    )
 
 
 def serve(model: Model, source: Source | None = None) -> int:
