@@ -305,7 +305,11 @@ class Upstream(Part, frozen=True):
     connect_timeout: Annotated[Span, doc("How long a connection may take to open.")] = 5.0
     idle_timeout: Annotated[
         Span | None,
-        doc("How long an unused connection is kept; by default 1s for the local application and 3s for others."),
+        doc("How long an unused connection is kept; by default 1s to the local application, else 3s, with HTTP/2 60s."),
+    ] = None
+    keepalive: Annotated[
+        Span | None,
+        doc("HTTP/2: how long a connection that owes answers may be silent before a PING asks for a sign of life."),
     ] = None
 
 

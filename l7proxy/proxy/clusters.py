@@ -12,12 +12,15 @@ from l7proxy.upstream.cluster import Cluster, Settings
 from l7proxy.upstream.dial import Dial, Load
 from l7proxy.upstream.dns import Resolver
 from l7proxy.upstream.endpoint import Endpoint
+from l7proxy.upstream.h2_pool import H2Transport
 from l7proxy.upstream.pool import H1Transport
 from l7proxy.upstream.transport import url_of
 
 APP_IDLE = 1.0
 IDLE = 3.0
 """Seconds that an unused connection is kept: below what servers allow, so that they do not close it first."""
+IDLE_H2 = 60.0
+"""The same for HTTP/2, whose servers say goodbye before they close."""
 
 
 class Clusters:
@@ -66,13 +69,15 @@ class Clusters:
 
         def endpoint(address: str) -> Endpoint:
             host, port = split_host_port(address)
-            idle = spec.idle_timeout or (APP_IDLE if name == APP else IDLE)
-            dial = Dial(host, port, spec.connect_timeout, idle)
+            http2 = spec.protocol == "http2"
+            idle = spec.idle_timeout or (IDLE_H2 if http2 else APP_IDLE if name == APP else IDLE)
+            dial = Dial(host, port, spec.connect_timeout, idle, keepalive=spec.keepalive)
             key = (dial, spec.protocol, spec.tls)
             found = have.get(key)
             if found is None:
                 scheme = "http" if spec.tls is None else "https"
-                found = Endpoint(address, url_of(scheme, address), H1Transport(dial, load, metrics), key)
+                transport = (H2Transport if http2 else H1Transport)(dial, load, metrics)
+                found = Endpoint(address, url_of(scheme, address), transport, key)
                 have[key] = found
             return found
 
