@@ -10,6 +10,7 @@ from l7proxy.core.headers import Headers, without
 from l7proxy.core.message import Body
 from l7proxy.core.peer import ANONYMOUS, Peer
 from l7proxy.core.stream import HIGH_WATER, Stream
+from l7proxy.server.h2 import H2Protocol
 from l7proxy.server.listener import NEVER, Listener, Message
 from l7proxy.wire.framing import Malformed
 from l7proxy.wire.h1 import (
@@ -28,6 +29,7 @@ _PIPELINE = 64 * 1024
 _DISCARD = 1024 * 1024
 """Bytes of an unwanted request body that are read so that the connection can be used again."""
 _EXPECTED: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_H2_REQUEST_LINE: Final = b"PRI * HTTP/2.0\r\n"
 HALF_CLOSED_GRACE = 1.0
 """Seconds that a request may go on after its client closed its sending side: it may be `nc`, it may be gone."""
 
@@ -258,6 +260,7 @@ class H1Protocol(asyncio.Protocol):
         self._tunnel = False
         self._closing = False
         self._reading = True
+        self._fresh = True
         self._head_since: float | None = listener.now
         self._touched = listener.now
 
@@ -463,7 +466,8 @@ class H1Protocol(asyncio.Protocol):
         try:
             head = reader.head()
         except Malformed as error:
-            self._refuse(error)
+            if not self._becomes_h2():
+                self._refuse(error)
             return
         if head is None:
             if reader.buffered and self._head_since is None:
@@ -472,6 +476,7 @@ class H1Protocol(asyncio.Protocol):
             return
         if self._head_since is not None:
             self._head_since = None
+            self._fresh = False
             self.listener.watch(self, self._touched + self.listener.timeouts.stream)
         self.keep_alive = head.keep_alive
         body: Body = b""
@@ -485,6 +490,22 @@ class H1Protocol(asyncio.Protocol):
             body = self._stream = Stream(self._consumed)
         exchange = self.exchange = H1Exchange(self, head, body)
         exchange.task = self.listener.loop.create_task(exchange.run())
+
+    def _becomes_h2(self) -> bool:
+        """HTTP/2 with prior knowledge (RFC 9113 3.3) begins with what is no HTTP/1.1 request, which pays nothing for it."""
+        transport = self.transport
+        if not self._fresh or self.secure or transport is None:
+            return False
+        data = self._reader.take_rest()
+        if not data.startswith(_H2_REQUEST_LINE):
+            self._reader.feed(data)
+            return False
+        self._closing = True
+        self.transport = None
+        protocol = H2Protocol(self.listener, self.peer)
+        protocol.destination = self.destination
+        protocol.take_over(self, transport, data)
+        return True
 
     def _begin_body(self, head: RequestHead) -> Body:
         """Returns the body as bytes when it has arrived whole, else as a stream."""

@@ -11,7 +11,7 @@ from l7proxy.core.errors import CODES
 from l7proxy.core.peer import ANONYMOUS, Peer
 from l7proxy.core.stream import HIGH_WATER
 from l7proxy.server.h2_exchange import STATUS, H2Exchange
-from l7proxy.server.listener import NEVER, Listener
+from l7proxy.server.listener import NEVER, Connection, Listener
 from l7proxy.wire.h2 import Session
 from l7proxy.wire.h2_events import (
     RECEIVING,
@@ -61,12 +61,22 @@ class H2Protocol(asyncio.Protocol):
     # What asyncio calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
-        self.transport.set_write_buffer_limits(HIGH_WATER)
+        self.listener.opened(self)
+        self._begin(cast(asyncio.Transport, transport))
+
+    def take_over(self, other: Connection, transport: asyncio.Transport, data: bytes) -> None:
+        """Speaks in place of another protocol, whose first bytes turned out to be ours."""
+        self.listener.replaced(other, self)
+        transport.set_protocol(self)
+        self._begin(transport)
+        self._receive(data)
+
+    def _begin(self, transport: asyncio.Transport) -> None:
+        self.transport = transport
+        transport.set_write_buffer_limits(HIGH_WATER)
         self.client = _address(transport.get_extra_info("peername"))
         self.server = _address(transport.get_extra_info("sockname"))
         listener = self.listener
-        listener.opened(self)
         listener.watch(self, listener.now + listener.timeouts.head)
         if listener.timeouts.max_age != NEVER:
             # Jittered by a tenth, so that connections made together do not end together.
@@ -76,11 +86,12 @@ class H2Protocol(asyncio.Protocol):
         self._flush()
 
     def data_received(self, data: bytes) -> None:
-        listener = self.listener
-        now = self._touched = listener.now
-        listener.received.value += len(data)
-        if self._closing:
-            return
+        self.listener.received.value += len(data)
+        if not self._closing:
+            self._receive(data)
+
+    def _receive(self, data: bytes) -> None:
+        now = self._touched = self.listener.now
         session = self.session
         begun: list[H2Exchange] = []
         for event in session.receive(data, now):

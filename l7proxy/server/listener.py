@@ -105,6 +105,11 @@ class Listener:
         self.connections.add(connection)
         self.accepted.value += 1
 
+    def replaced(self, connection: Connection, other: Connection) -> None:
+        """A connection turned out to speak another protocol."""
+        self.connections.discard(connection)
+        self.connections.add(other)
+
     def closed(self, connection: Connection) -> None:
         """A connection has ended."""
         self.connections.discard(connection)
