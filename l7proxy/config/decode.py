@@ -256,8 +256,9 @@ def _union(info: inspect.UnionType, done: dict[type, Decode]) -> Decode:
             if value is not INVALID:
                 del notes.problems[before:]
                 return value
-        # The mistake is told as the last of the members sees it.
-        del notes.problems[before:-1]
-        return INVALID
+        # One of them would have been enough: what each asks for is told as one mistake.
+        told = [problem.message.removeprefix(f"{path}: ") for problem in notes.problems[before:]]
+        del notes.problems[before:]
+        return notes.wrong(path, node.line, ", or ".join(told))
 
     return read

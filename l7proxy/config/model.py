@@ -194,9 +194,7 @@ class Http2Limits(Part, frozen=True):
         Size, doc("Bytes received and not yet read, over all streams, above which nothing more is let in.", ge=65535)
     ] = 8388608
     continuations: Annotated[int, doc("CONTINUATION frames of one header section.", ge=1, le=1000)] = 16
-    resets: Annotated[int, doc("Resets at once, by the peer or through its fault; work earns more.", ge=1)] = (
-        1000
-    )
+    resets: Annotated[int, doc("Resets at once, by the peer or through its fault; work earns more.", ge=1)] = 1000
     pings: Annotated[int, doc("PING frames at once; work earns more, here and below.", ge=1)] = 200
     settings: Annotated[int, doc("SETTINGS frames at once.", ge=1)] = 100
     priorities: Annotated[int, doc("PRIORITY frames at once.", ge=1)] = 1000

@@ -23,6 +23,7 @@ MAX_NODES = 200_000
 _STEP = 200
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _VARIABLE = re.compile(r"\$(\$\{)|\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_UNQUOTED = re.compile(r"[\[{,:]\s*\$\{")
 _NULLS = frozenset(("", "~", "null", "Null", "NULL"))
 
 
@@ -287,4 +288,6 @@ def _explain(error: Any, data: bytes) -> tuple[int, str]:
     if lines[line - 1][: mark.column + 1].endswith("\t"):
         return line, "a tab cannot indent in YAML: use blanks"
     context = f" ({error.context})" if getattr(error, "context", None) else ""
+    if "flow" in context and _UNQUOTED.search(lines[line - 1]):
+        return line, "not valid YAML: within [] and {} a ${NAME} needs quotes"
     return line, f"not valid YAML: {error.problem}{context}"
