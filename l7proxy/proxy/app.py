@@ -171,7 +171,7 @@ def _answer(live: Live, snapshot: Snapshot, request: Request, error: ProxyError)
         (b"proxy-status", b"%b; error=%b" % (snapshot.service, code.proxy_status.encode())),
         *error.headers,
     ]
-    if isinstance(error, Malformed):
+    if isinstance(error, Malformed) and code.name != "upstream_protocol":
         live.refused(error.reason)
         headers.append((b"connection", b"close"))
     if (find(request.headers, b"content-type") or b"").startswith(b"application/grpc"):
