@@ -123,13 +123,10 @@ class RouteMetrics:
 
     __slots__ = ("_table", "_series", "_keys")
 
-    def __init__(self, table: Table, patterns: Iterable[str], methods: Iterable[bytes]) -> None:
+    def __init__(self, table: Table, declared: Iterable[tuple[str, bytes]]) -> None:
         self._table = table
         self._series = table.series
-        methods = list(methods)
-        self._keys: list[Key] = [
-            (method, 200, "1.1", b"http", "", "", "", pattern, -1) for pattern in patterns for method in methods
-        ]
+        self._keys: list[Key] = [(method, 200, "1.1", b"http", "", "", "", pattern, -1) for pattern, method in declared]
         for key in self._keys:
             table.declared[key] = table.declared.get(key, 0) + 1
             table.find(key)
@@ -180,23 +177,22 @@ class Metrics:
         keep: Keep,
         name: str,
         inbound: bool,
-        patterns: Iterable[str] = ("/",),
-        methods: Iterable[bytes] = (b"GET",),
+        declared: Iterable[tuple[str, bytes]] = (("/", b"GET"),),
     ) -> RouteMetrics:
         """Returns the metrics of a route, the same over swaps that leave its arguments as they are.
 
-        `patterns` are the path patterns of the route's matches and `methods` what they accept: those series exist at 0
-        from the start. The name "" stands for requests that no route matches.
+        `declared` are the path patterns and methods of the route's matches: their 200 series exist at 0 from the start.
+        The name "" stands for requests that no route matches.
         """
-        patterns, methods = tuple(patterns), tuple(methods)
+        declared = tuple(dict.fromkeys(declared))
 
         def make() -> RouteMetrics:
             table = self._tables.get((name, inbound))
             if table is None:
                 table = self._tables[name, inbound] = Table(self.stats, self._peers, name, inbound)
-            return RouteMetrics(table, patterns, methods)
+            return RouteMetrics(table, declared)
 
-        return keep.get(("route metrics", name, inbound, patterns, methods), make)
+        return keep.get(("route metrics", name, inbound, declared), make)
 
     def upstream(self, name: str) -> "UpstreamMetrics":
         """Returns the metrics of an Upstream by name."""

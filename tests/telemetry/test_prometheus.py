@@ -29,7 +29,7 @@ def busy() -> Stats:
     stats, keep = Stats(), Keep()
     metrics = Metrics(stats)
     for name in ("a", "b"):
-        route = metrics.route(keep, name, True, ("/v1/orders", "/x"))
+        route = metrics.route(keep, name, True, [("/v1/orders", b"GET"), ("/x", b"PUT")])
         for index in range(30):
             route.finish(finished(f"peer-{index % 3}"), 200 + index, index / 7)
     metrics.upstream("app").observe(b"GET", 200, "", 1e-9)
