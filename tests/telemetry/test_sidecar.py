@@ -1,0 +1,345 @@
+"""Telemetry of a real sidecar under traffic: what it counts, logs and traces is what its clients saw."""
+
+import collections
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+from tests.conftest import StartServer, StartSidecar
+from tests.support.net import free_address, wait_for
+from tests.support.process import Process
+from tests.support.server import OK, Connection
+from tests.support.sidecar import route, upstream
+from tests.telemetry.collector import Collector, attributes
+
+SERVER = "http_server_request_duration_seconds_count"
+CLIENT = "http_client_request_duration_seconds_count"
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+SPAN = "b7ad6b7169203331"
+SAMPLED = f"00-{TRACE}-{SPAN}-01"
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    collector = Collector()
+    yield collector
+    collector.close()
+
+
+def by_path(connection: Connection) -> None:
+    """Answers /status/N with N."""
+    while True:
+        status = connection.read().target.rpartition("/")[2]
+        connection.send(b"HTTP/1.1 %b X\r\ncontent-length: 2\r\n\r\nok" % status.encode())
+
+
+def refusing_first(connection: Connection) -> None:
+    """Answers the first request of all with 503, the others with 200."""
+    while True:
+        connection.read()
+        first = len(connection.server.requests) == 1
+        connection.send(OK.replace(b"200 OK", b"503 X") if first else OK)
+
+
+def test_counters_and_log_lines_agree_with_what_clients_saw(sidecar: StartSidecar, serve: StartServer) -> None:
+    app = serve(by_path).address
+    proxy = sidecar(
+        route("status", matches=[{"path": {"prefix": "/status"}}]),
+        route("away", matches=[{"path": {"prefix": "/away"}}], upstream="nowhere"),
+        upstream("nowhere", free_address()),
+        app=app,
+    )
+    seen: collections.Counter[tuple[str, int]] = collections.Counter()
+    for index in range(120):
+        path = ["/status/200", "/status/404", "/status/503", "/away", "/other"][index % 5]
+        with proxy.client() as client:
+            for _ in range(1 + index % 3):
+                seen["/" + path.split("/")[1], client.get(path).status] += 1
+    assert {status for _, status in seen} == {200, 404, 503}
+    metrics = proxy.metrics()
+    routes = {"/status": "status", "/away": "away", "/other": ""}
+    for (path, status), count in seen.items():
+        labels = {"l7proxy_route": routes[path], "http_response_status_code": str(status)}
+        assert metrics(SERVER, l7proxy_direction="inbound", **labels) == count
+    assert metrics(SERVER) == sum(seen.values())
+    assert metrics(SERVER, error_type="upstream_connect", l7proxy_flags="UF") == seen["/away", 503]
+    assert metrics(SERVER, error_type="no_route", l7proxy_flags="NR") == seen["/other", 404]
+    assert metrics(CLIENT, l7proxy_upstream="app") == sum(n for (path, _), n in seen.items() if path == "/status")
+    lines = proxy.log_lines(sum(seen.values()))
+    logged = collections.Counter(("/" + line["path"].split("/")[1], line["status"]) for line in lines)
+    assert logged == seen
+    assert len({line["request_id"] for line in lines}) == len(lines)
+
+
+def test_configured_routes_are_counted_from_zero(sidecar: StartSidecar) -> None:
+    proxy = sidecar(
+        route("a", matches=[{"path": {"prefix": "/a"}, "methods": ["POST"]}, {"path": {"exact": "/b"}}]),
+        app=free_address(),
+    )
+    found = {
+        (labels["http_route"], labels["http_request_method"])
+        for labels in proxy.metrics().series(SERVER, l7proxy_route="a", http_response_status_code="200")
+    }
+    assert found == {("/a", "POST"), ("/b", "GET")}
+    assert proxy.metrics()(SERVER) == 0
+    assert len(proxy.metrics().series(CLIENT, l7proxy_upstream="app")) == 1
+
+
+def test_the_log_tells_the_times_and_sizes_of_a_request(sidecar: StartSidecar, serve: StartServer) -> None:
+    def slow(connection: Connection) -> None:
+        connection.read()
+        time.sleep(0.1)
+        connection.send(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhe")
+        time.sleep(0.1)
+        connection.send(b"llo")
+
+    proxy = sidecar(app=serve(slow).address)
+    with proxy.client() as client:
+        client.request(b"POST /x?token=secret HTTP/1.1\r\nhost: Test:1\r\ncontent-length: 3\r\n\r\nabc")
+    [line] = proxy.log_lines()
+    assert (line["bytes_in"], line["bytes_out"], line["attempts"], line["upstream"]) == (3, 5, 1, "app")
+    assert (line["path"], line["authority"].lower(), line["source"]) == ("/x", "test:1", "127.0.0.1")
+    assert 100 <= line["first_byte_ms"] < line["duration_ms"] - 90
+    assert 0 <= line["queue_ms"] <= line["queue_ms"] + line["connect_ms"] < line["first_byte_ms"]
+    assert "secret" not in json.dumps(line)
+
+
+def test_a_tunnel_is_logged_when_it_opens_and_when_it_ends(sidecar: StartSidecar, serve: StartServer) -> None:
+    def upgrade(connection: Connection) -> None:
+        connection.read_head()
+        connection.send(b"HTTP/1.1 101 Switching Protocols\r\nupgrade: echo\r\nconnection: upgrade\r\n\r\n")
+        connection.send(connection.sock.recv(100))
+
+    proxy = sidecar(app=serve(upgrade).address)
+    with proxy.client() as client:
+        client.send(b"GET /ws HTTP/1.1\r\nhost: test\r\nupgrade: echo\r\nconnection: upgrade\r\n\r\n")
+        assert client.reader.head().status == 101
+        [opened] = proxy.log_lines(1)
+        assert (opened["event"], opened["status"]) == ("tunnel_open", 101)
+        client.send(b"hello")
+        assert client.reader.exactly(5) == b"hello"
+    ended = proxy.log_lines(2)[1]
+    assert (ended["event"], ended["request_id"]) == ("tunnel_end", opened["request_id"])
+    assert (ended["bytes_in"], ended["bytes_out"]) == (5, 5)
+
+
+def test_a_full_pipe_as_log_holds_up_no_request(sidecar: StartSidecar, serve: StartServer, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    proxy = sidecar(app=serve().address, accessLog={"path": str(pipe)})
+    with proxy.client() as client:
+        for _ in range(1000):
+            assert client.get("/" + "x" * 1000).status == 200
+    assert proxy.metrics()(SERVER) == 1000
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    received = bytearray()
+
+    def all_there() -> bool:
+        try:
+            received.extend(os.read(reader, 1 << 20))
+        except BlockingIOError:
+            pass
+        return received.count(b"\n") + proxy.metrics()("l7proxy_access_log_dropped_total") == 1000
+
+    wait_for(all_there, 10, lambda: f"{received.count(10)} lines")
+    os.close(reader)
+
+
+def test_every_line_is_there_when_the_process_has_ended(sidecar: StartSidecar, serve: StartServer) -> None:
+    proxy = sidecar(app=serve().address)
+    with proxy.client() as client:
+        for _ in range(300):
+            client.get("/")
+    proxy.stop()
+    assert len(proxy.log.read_text().splitlines()) == 300
+
+
+def test_usr1_opens_the_log_anew(sidecar: StartSidecar, serve: StartServer) -> None:
+    proxy = sidecar(app=serve().address)
+    with proxy.client() as client:
+        client.get("/1")
+        old = proxy.log.with_suffix(".1")
+        proxy.log.rename(old)
+        proxy.process.kill(signal.SIGUSR1)
+        wait_for(proxy.log.exists, 5, lambda: "the log was not opened anew")
+        client.get("/2")
+        [line] = proxy.log_lines(1)
+    assert line["path"] == "/2"
+    assert [json.loads(text)["path"] for text in old.read_text().splitlines()] == ["/1"]
+
+
+@pytest.mark.parametrize("path", ["/no/such/folder/log", "/"])
+def test_a_log_that_cannot_be_opened_is_one_clear_line(tmp_path: Path, path: str) -> None:
+    config = tmp_path / "sidecar.yaml"
+    config.write_text(
+        "apiVersion: l7proxy.io/v1\nkind: Sidecar\nmetadata: {name: a}\n"
+        f"spec: {{inbound: {{listen: '127.0.0.1:0', app: 'http://127.0.0.1:1'}}, accessLog: {{path: {path}}}}}\n"
+    )
+    command = [sys.executable, "-m", "l7proxy", "run", "-c", str(config)]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    run = subprocess.run(command, capture_output=True, text=True, timeout=20, env=env)
+    assert run.returncode == 1
+    assert path in run.stderr
+    assert "Traceback" not in run.stderr
+    assert len(run.stderr.splitlines()) == 1
+
+
+# Traces.
+
+
+def test_app_and_collector_see_one_trace_through_the_sidecar(
+    sidecar: StartSidecar, serve: StartServer, collector: Collector
+) -> None:
+    app = serve()
+    proxy = sidecar(
+        route("all", matches=[{"path": {"prefix": "/v1"}}]),
+        app=app.address,
+        tracing={"sampling": 0, "otlp": collector.url},
+        service={"name": "orders", "mesh": "demo", "labels": {"version": "v3"}},
+    )
+    proxy.get("/v1/x", traceparent=SAMPLED, tracestate="a=b", user_agent="test")
+    client, server = sorted(collector.wait(2), key=lambda span: span.kind, reverse=True)
+    assert (client.kind, server.kind) == (Span.SPAN_KIND_CLIENT, Span.SPAN_KIND_SERVER)
+    assert server.parent_span_id.hex() == SPAN
+    assert client.parent_span_id == server.span_id
+    assert app.requests[0].get("traceparent") == f"00-{TRACE}-{client.span_id.hex()}-01"
+    assert app.requests[0].get("tracestate") == "a=b"
+    assert (server.name, attributes(server)["l7proxy.route"]) == ("GET /v1", "all")
+    assert attributes(client)["server.port"] == app.address[1]
+    assert server.start_time_unix_nano <= client.start_time_unix_nano
+    assert client.end_time_unix_nano <= server.end_time_unix_nano
+    [line] = proxy.log_lines()
+    assert (line["trace_id"], line["request_id"]) == (TRACE, attributes(server)["l7proxy.request_id"])
+    resource = collector.resources[0]
+    assert (resource["service.name"], resource["service.version"], resource["l7proxy.mesh"]) == ("orders", "v3", "demo")
+
+
+def test_every_attempt_has_its_span(sidecar: StartSidecar, serve: StartServer, collector: Collector) -> None:
+    app = serve(refusing_first)
+    proxy = sidecar(
+        route("all", policies={"retry": {"attempts": 2, "on": ["503"]}}),
+        app=app.address,
+        tracing={"sampling": 1, "otlp": collector.url},
+    )
+    assert proxy.get().status == 200
+    spans = collector.wait(3)
+    clients = [span for span in spans if span.kind == Span.SPAN_KIND_CLIENT]
+    assert [attributes(span)["http.response.status_code"] for span in clients] == [503, 200]
+    assert attributes(clients[1])["http.request.resend_count"] == 1
+    parents = [request.get("traceparent") for request in app.requests]
+    assert parents == [f"00-{span.trace_id.hex()}-{span.span_id.hex()}-01" for span in clients]
+    assert proxy.metrics()(SERVER) == 1
+    assert proxy.metrics()(CLIENT) == 2
+
+
+def test_a_request_that_no_route_takes_is_traced(sidecar: StartSidecar, collector: Collector) -> None:
+    proxy = sidecar(route("a", hosts=["a"]), app=free_address(), tracing={"sampling": 1, "otlp": collector.url})
+    assert proxy.get(host="b").status == 404
+    [span] = collector.wait(1)
+    assert (span.name, attributes(span)["l7proxy.code"]) == ("GET", "no_route")
+    assert proxy.log_lines()[0]["trace_id"] == span.trace_id.hex()
+
+
+def test_context_passes_without_any_tracing(sidecar: StartSidecar, serve: StartServer) -> None:
+    app = serve()
+    proxy = sidecar(app=app.address)
+    proxy.get(traceparent=SAMPLED, tracestate="a=b")
+    assert (app.requests[0].get("traceparent"), app.requests[0].get("tracestate")) == (SAMPLED, "a=b")
+    assert proxy.log_lines()[0]["trace_id"] == TRACE
+
+
+def test_a_collector_that_is_away_costs_a_counter_only(sidecar: StartSidecar, serve: StartServer) -> None:
+    host, port = free_address()
+    proxy = sidecar(app=serve().address, tracing={"sampling": 1, "otlp": f"http://{host}:{port}"})
+    with proxy.client() as client:
+        for _ in range(50):
+            assert client.get().status == 200
+    wait_for(lambda: proxy.metrics()("l7proxy_spans_dropped_total") == 100, 15, lambda: proxy.metrics().text)
+    assert proxy.process.stderr.count("spans are dropped") == 1
+
+
+def test_a_collector_that_hangs_delays_neither_requests_nor_the_end(
+    sidecar: StartSidecar, serve: StartServer, collector: Collector
+) -> None:
+    collector.hang.clear()
+    proxy = sidecar(app=serve().address, tracing={"sampling": 1, "otlp": collector.url})
+    with proxy.client() as client:
+        for _ in range(50):
+            assert client.get().status == 200
+    wait_for(lambda: collector.posts == 1, 5, lambda: "nothing was sent")
+    started = time.monotonic()
+    proxy.stop()
+    assert time.monotonic() - started < 8
+
+
+def test_exemplars_lead_from_latency_to_a_trace(
+    sidecar: StartSidecar, serve: StartServer, collector: Collector
+) -> None:
+    proxy = sidecar(app=serve().address, tracing={"sampling": 0, "otlp": collector.url})
+    proxy.get(traceparent=SAMPLED)
+    [server] = [span for span in collector.wait(2) if span.kind == Span.SPAN_KIND_SERVER]
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{proxy.metrics_at[1]}/metrics", headers={"accept": "application/openmetrics-text"}
+    )
+    with urllib.request.urlopen(request, timeout=5) as answer:
+        text = answer.read().decode()
+    assert f'# {{span_id="{server.span_id.hex()}",trace_id="{TRACE}"}}' in text
+
+
+# Prometheus.
+
+
+@pytest.mark.needs("prometheus")
+def test_a_real_prometheus_scrapes_what_clients_saw(sidecar: StartSidecar, serve: StartServer, tmp_path: Path) -> None:
+    proxy = sidecar(route("r", matches=[{"path": {"prefix": "/status"}}]), app=serve(by_path).address)
+    with proxy.client() as client:
+        for _ in range(70):
+            client.get("/status/200")
+        for _ in range(30):
+            client.get("/status/503")
+    at = free_address()
+    config = tmp_path / "prometheus.yml"
+    config.write_text(
+        "global: {scrape_interval: 1s}\n"
+        "scrape_configs:\n"
+        f"- {{job_name: sidecars, static_configs: [{{targets: ['127.0.0.1:{proxy.metrics_at[1]}']}}]}}\n"
+    )
+    command = ["prometheus", f"--config.file={config}", f"--web.listen-address={at[0]}:{at[1]}"]
+    server = Process("prometheus", [*command, f"--storage.tsdb.path={tmp_path / 'tsdb'}"], tmp_path)
+
+    def query(expression: str) -> list[Any]:
+        url = f"http://{at[0]}:{at[1]}/api/v1/query?{urllib.parse.urlencode({'query': expression})}"
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                return [(row["metric"], float(row["value"][1])) for row in json.load(answer)["data"]["result"]]
+        except OSError:
+            return []
+
+    try:
+        server.wait_until(lambda: query("up == 1"), timeout=30)
+        by_status = {
+            labels["http_response_status_code"]: value
+            for labels, value in query(f'sum by (http_response_status_code) ({SERVER}{{l7proxy_route="r"}})')
+        }
+        assert by_status == {"200": 70, "503": 30}
+        [(_, quantile)] = query("histogram_quantile(0.5, sum by (le) (http_server_request_duration_seconds_bucket))")
+        assert 0 < quantile < 10
+        [(target, _)] = query("target_info")
+        assert target["service_name"] == "sidecar"
+        [(_, memory)] = query("process_resident_memory_bytes")
+        assert 10e6 < memory < 200e6
+        [(_, lag)] = query("l7proxy_event_loop_lag_seconds_count")
+        assert lag > 0
+    finally:
+        server.stop()
