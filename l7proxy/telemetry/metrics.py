@@ -213,7 +213,17 @@ class Metrics:
 class UpstreamMetrics:
     """What one upstream's attempts, bytes and connections count."""
 
-    __slots__ = ("_stats", "_name", "_series", "sent", "received", "connections", "connects", "connect_failures")
+    __slots__ = (
+        "_stats",
+        "_name",
+        "_series",
+        "sent",
+        "received",
+        "connections",
+        "connects",
+        "connect_failures",
+        "surplus",
+    )
 
     def __init__(self, stats: Stats, name: str) -> None:
         self._stats = stats
@@ -225,6 +235,9 @@ class UpstreamMetrics:
         self.connects: Counter = counter("l7proxy_upstream_connects_total", "Connections opened to the upstream")
         self.connect_failures: Counter = counter(
             "l7proxy_upstream_connect_failures_total", "Connections to the upstream that could not be opened"
+        )
+        self.surplus: Counter = counter(
+            "l7proxy_upstream_surplus_total", "Connections given up because the upstream sent more than its answer"
         )
         self.connections = stats.gauge(
             "l7proxy_upstream_connections", "Open connections to the upstream", l7proxy_upstream=name

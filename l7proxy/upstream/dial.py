@@ -26,6 +26,7 @@ class PoolMetrics(Protocol):
     connections: Gauge
     connects: Counter
     connect_failures: Counter
+    surplus: Counter
 
 
 class Load:

@@ -134,6 +134,8 @@ class H1Transport(httpx.AsyncBaseTransport):
                 self._open.discard(connection)
                 self._load.connections -= 1
                 self._metrics.connections.value -= 1
+                if connection.surplus:
+                    self._metrics.surplus.value += 1
                 self._count(connection)
                 with suppress(ValueError):
                     self._idle.remove(connection)

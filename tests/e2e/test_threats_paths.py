@@ -211,9 +211,7 @@ def test_an_unknown_host_has_no_route(host: str, hosts: Sidecar) -> None:
     assert (answer.status, answer["x-l7proxy-error"]) == (404, "no_route")
 
 
-@pytest.mark.parametrize(
-    "host", ["bücher.example", "orders.example.com..", ".orders.example.com", "a..b", "%61.example.com"]
-)
+@pytest.mark.parametrize("host", ["bücher.example", "orders.example.com..", "a..b", "%61.example.com"])
 def test_a_host_without_doubt_or_400(host: str, hosts: Sidecar) -> None:
     assert ask(hosts, "/", host).status in (400, 404)
 

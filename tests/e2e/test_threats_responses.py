@@ -140,26 +140,22 @@ def test_bytes_beyond_the_length_are_dropped_and_never_answer_the_next_request(
 
 
 def test_an_answer_that_nobody_asked_for_is_not_kept_for_the_next(sidecar: StartSidecar, serve: StartServer) -> None:
-    def script(connection: Connection) -> None:
-        connection.read()
-        connection.send(OK)
-        # The connection rests in the pool now: these bytes belong to no request.
-        with proxy.client() as other:
-            other.get("/meanwhile")
-        connection.send(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil")
-        connection.wait_for_close()
+    rests = threading.Event()
 
-    def first_speaks(connection: Connection) -> None:
+    def script(connection: Connection) -> None:
         if connection.number == 0:
-            script(connection)
-        while True:
             connection.read()
             connection.send(OK)
+            assert rests.wait(10)
+            connection.send(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil")
+            connection.wait_for_close()
+        while connection.read():
+            connection.send(OK)
 
-    app = serve(first_speaks)
-    proxy = sidecar(app=app.address)
-    with proxy.client() as client:
+    app = serve(script)
+    with sidecar(app=app.address).client() as client:
         assert client.get("/").body == b"ok"
+        rests.set()
         assert app.connections[0].ended.wait(5)
         for _ in range(3):
             assert client.get("/").body == b"ok"
