@@ -40,7 +40,7 @@ class ClientTls(Side):
     ) -> None:
         super().__init__(identity)
         self.expected = expected
-        self._protocols = protocols
+        self.protocols = protocols
         self._min_version = min_version
         self._loop = asyncio.get_running_loop()
 
@@ -64,7 +64,7 @@ class ClientTls(Side):
         return transport, attempt.inner
 
     def _make(self, material: Material) -> openssl.Context:
-        return openssl.client_context(material, self.verify, self._protocols, self._min_version)
+        return openssl.client_context(material, self.protocols, self._min_version)
 
     def expect(self, peer: Peer) -> None:
         wanted = self.expected.identity
@@ -75,11 +75,12 @@ class ClientTls(Side):
         if not matches:
             raise Refused("wrong_identity", f"expected {wanted}, got {peer.identity}")
 
-    def _judge(self, transport: TlsTransport) -> None:
+    def admit(self, transport: TlsTransport) -> None:
+        """Raises Refused unless a connection whose handshake is done may be used."""
         self.settle(transport)
-        if transport.protocol and transport.protocol not in self._protocols:
+        if transport.protocol and transport.protocol not in self.protocols:
             raise Refused("alpn", f"the server chose {transport.protocol!r} (ALPN), which was not offered")
-        if not transport.protocol and b"http/1.1" not in self._protocols:
+        if not transport.protocol and b"http/1.1" not in self.protocols:
             raise Refused("alpn", "the server does not speak HTTP/2 (ALPN)")
 
 
@@ -92,6 +93,8 @@ class _Attempt:
         self.tls = tls
         self.context = tls.context
         self.server_name = tls.expected.sni
+        self.protocols = tls.protocols
+        self.judge = tls.judge
         self.done: asyncio.Future[None] = tls._loop.create_future()
         self.transport = TlsTransport(self)
         self._make = make
@@ -104,7 +107,7 @@ class _Attempt:
         work.advance()
 
     def established(self, transport: TlsTransport) -> asyncio.Protocol:
-        self.tls._judge(transport)
+        self.tls.admit(transport)
         self.inner = inner = self._make()
         if not self.done.done():
             self.done.set_result(None)

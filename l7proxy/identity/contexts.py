@@ -5,10 +5,10 @@ with keys of their context, so that none outlives the trust that it was issued u
 """
 
 import time
+from collections.abc import Callable
 
 from l7proxy.core.peer import ANONYMOUS, Peer
 from l7proxy.identity import openssl
-from l7proxy.identity.doctor import explain_verify
 from l7proxy.identity.material import ANY, Material, span
 from l7proxy.identity.peer import peer_of
 from l7proxy.identity.refusal import Refused
@@ -34,8 +34,8 @@ class Identity:
         self.rotated = time.time()
         return True
 
-    def check(self, peer: Peer, anchor: bytes) -> None:
-        """Raises Refused unless the peer's trust domain is accepted and `anchor` may vouch for it."""
+    def check(self, peer: Peer, anchor: Callable[[], bytes]) -> None:
+        """Raises Refused unless the peer's trust domain is accepted and the authority `anchor()` may vouch for it."""
         material = self.material
         domain = peer.trust_domain
         accepted = {name for name in (material.trust_domain, *self.trust_domains) if name}
@@ -48,7 +48,7 @@ class Identity:
             raise Refused("expired", f"{peer.identity} expired {span(time.time() - peer.expires)} ago")
         if len(material.bundles) > 1:
             bundle = material.bundles.get(domain or material.trust_domain, material.bundles.get(ANY, ()))
-            if anchor not in bundle:
+            if anchor() not in bundle:
                 raise Refused("unknown_ca", f"the CA that vouches for {peer.identity} is not one of its trust domain")
 
     def lifetime(self, peer: Peer) -> float:
@@ -84,40 +84,24 @@ class Side:
     def _make(self, material: Material) -> openssl.Context:
         raise NotImplementedError
 
-    def verify(self, connection: openssl.Connection, der: bytes, error: int, depth: int, fine: bool) -> bool:
-        """Judges one certificate of the peer's chain inside the handshake, so that the peer is told by an alert."""
-        transport: TlsTransport = connection.get_app_data()
-        if not transport.anchor:
-            transport.anchor = der
-        try:
-            if not fine:
-                raise explain_verify(error, der, self.server)
-            if depth == 0:
-                peer = peer_of(der)
-                self.identity.check(peer, transport.anchor)
-                self.expect(peer)
-                transport.peer = peer
-        except Refused as refusal:
-            transport.refusal = transport.refusal or refusal
-            return False
-        except Exception as failure:
-            transport.refusal = Refused("bad_certificate", f"the peer's certificate cannot be judged: {failure}")
-            return False
-        return True
+    def judge(self, leaf: bytes, anchor: Callable[[], bytes]) -> Peer:
+        """Returns the peer that a verified leaf stands for; raises Refused."""
+        peer = peer_of(leaf)
+        self.identity.check(peer, anchor)
+        self.expect(peer)
+        return peer
 
     def expect(self, peer: Peer) -> None:
         """Raises Refused unless this is the peer that was called."""
 
     def settle(self, transport: TlsTransport) -> None:
         """Raises Refused if the peer may not be talked to after all: its session or our trust is out of date."""
-        material = self.identity.material
-        if transport.resumed:
-            leaf = openssl.peer_leaf(transport.connection)
-            if leaf:
-                transport.peer = peer_of(leaf)
-                self.identity.check(transport.peer, transport.anchor)
-        if transport.connection.get_context() is self._context and self._generation == self.identity.generation:
+        handle = transport.handle
+        if transport.resumed and (leaf := handle.leaf):
+            transport.peer = self.judge(leaf, lambda: b"")
+        if transport.context is self._context and self._generation == self.identity.generation:
             return
         # The trust changed while this handshake was under way.
-        if transport.peer is not ANONYMOUS and (transport.resumed or transport.anchor not in material.authorities):
-            raise Refused("unknown_ca", f"the CA of {transport.peer.identity} was removed during the handshake")
+        peer = transport.peer
+        if peer is not ANONYMOUS and (transport.resumed or handle.anchor not in self.identity.material.authorities):
+            raise Refused("unknown_ca", f"the CA of {peer.identity} was removed during the handshake")

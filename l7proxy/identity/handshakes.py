@@ -6,6 +6,8 @@ from typing import Protocol
 
 from l7proxy.core.stats import Stats
 
+_FEW = 4
+
 
 class Work(Protocol):
     """A handshake that can go on."""
@@ -16,7 +18,8 @@ class Work(Protocol):
 class Handshakes:
     """Runs one step of one handshake in a turn of the event loop, so that a flood of them only delays itself.
 
-    A step costs half a millisecond of public-key work; a hundred in a row would hold up every request.
+    A step costs up to half a millisecond of public-key work; a hundred in a row would hold up every request. While only
+    a few are under way they go on at once.
     """
 
     def __init__(self, stats: Stats, most: int = 1024) -> None:
@@ -24,7 +27,6 @@ class Handshakes:
         self.pending = 0
         self._loop = asyncio.get_running_loop()
         self._queue: deque[Work] = deque()
-        self._running = False
         stats.gauge("l7proxy_tls_handshakes_pending", "TLS handshakes under way", lambda: self.pending)
 
     @property
@@ -33,17 +35,19 @@ class Handshakes:
         return self.pending >= self.most
 
     def step(self, work: Work) -> None:
-        """Lets a handshake go on: now if none has in this turn of the loop, else in one of the next turns."""
-        if self._running:
-            self._queue.append(work)
-        else:
-            self._running = True
-            self._loop.call_soon(self._next)
+        """Lets a handshake go on: now while there are few, else when its turn comes."""
+        if self.pending <= _FEW and not self._queue:
             work.advance()
+            return
+        self._queue.append(work)
+        if len(self._queue) == 1:
+            self._loop.call_soon(self._next)
 
     def _next(self) -> None:
-        if self._queue:
-            self._loop.call_soon(self._next)
-            self._queue.popleft().advance()
-        else:
-            self._running = False
+        work = self._queue[0]
+        try:
+            work.advance()
+        finally:
+            self._queue.popleft()
+            if self._queue:
+                self._loop.call_soon(self._next)

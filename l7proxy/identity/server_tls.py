@@ -53,11 +53,11 @@ class ServerTls(Side):
         self.step = handshakes.step
         self._established = established
         self._min_version = min_version
-        self._protocols = protocols
+        self.protocols = protocols
         self._stats = stats
         self._log = log
         self._listener = listener
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         help = "TLS handshakes that were completed"
         self._full = stats.counter("l7proxy_tls_handshakes_total", help, listener=listener, resumed="false")
         self._resumed = stats.counter("l7proxy_tls_handshakes_total", help, listener=listener, resumed="true")
@@ -68,7 +68,7 @@ class ServerTls(Side):
 
     def established(self, transport: TlsTransport) -> asyncio.Protocol:
         self.settle(transport)
-        transport.server_name = openssl.server_name(transport.raw)
+        transport.server_name = transport.handle.server_name
         (self._resumed if transport.resumed else self._full).value += 1
         self.handshakes.pending -= 1
         return self._established(transport)
@@ -90,32 +90,20 @@ class ServerTls(Side):
         )  # fmt: skip
 
     def _make(self, material: Material) -> openssl.Context:
-        return openssl.server_context(
-            material,
-            self.verify,
-            self._choose,
-            self.required,
-            self._min_version,
-            # A session knows no more which CA vouched for it, so it is of no use where that matters.
-            tickets=len(material.bundles) <= 1,
-        )
-
-    def _choose(self, connection: openssl.Connection, offered: list[bytes]) -> bytes | None:
-        for protocol in self._protocols:
-            if protocol in offered:
-                return protocol
-        transport: TlsTransport = connection.get_app_data()
-        names = ", ".join(name.decode("latin-1") for name in offered[:8])
-        transport.refusal = Refused("alpn", f"the client offers only {names} (ALPN), which is not HTTP")
-        return None
+        # A session knows no more which CA vouched for it, so it is of no use where that matters.
+        tickets = len(material.bundles) <= 1
+        return openssl.server_context(material, self.required, self._min_version, tickets)
 
 
 class _FirstByte(asyncio.Protocol):
     """A connection of which nothing is known yet: its first byte tells TLS from plain text."""
 
+    __slots__ = ("_tls", "_tcp", "_timer", "_handshake")
+
     def __init__(self, tls: ServerTls) -> None:
         self._tls = tls
         self._tcp: asyncio.Transport | None = None
+        self._handshake: TlsTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         tcp = cast(asyncio.Transport, transport)
@@ -127,7 +115,7 @@ class _FirstByte(asyncio.Protocol):
             return
         tls.handshakes.pending += 1
         self._tcp = tcp
-        self._timer = tls._loop.call_later(tls.timeout, self._time_out)
+        self._timer = tls.loop.call_later(tls.timeout, self._time_out)
 
     def data_received(self, data: bytes) -> None:
         tls, tcp = self._tls, self._tcp
@@ -135,9 +123,7 @@ class _FirstByte(asyncio.Protocol):
             return
         if data[0] == _TLS_RECORD:
             self._tcp = None
-            self._timer.cancel()
-            transport = TlsTransport(tls)
-            transport.timer = tls._loop.call_later(tls.timeout, transport.time_out, tls.timeout)
+            transport = self._handshake = TlsTransport(tls, self._timer)
             tcp.set_protocol(transport)
             transport.connection_made(tcp)
             transport.data_received(data)
@@ -162,9 +148,12 @@ class _FirstByte(asyncio.Protocol):
             self._leave()
 
     def _time_out(self) -> None:
-        if self._tcp is not None:
-            detail = f"not one byte came in {self._tls.timeout:g} s"
-            self._tls.refused(self._tcp.get_extra_info("peername"), Refused("timeout", detail))
+        seconds = self._tls.timeout
+        if self._handshake is not None:
+            self._handshake.give_up(Refused("timeout", f"the handshake was not done after {seconds:g} s"))
+        elif self._tcp is not None:
+            refusal = Refused("timeout", f"not one byte came in {seconds:g} s")
+            self._tls.refused(self._tcp.get_extra_info("peername"), refusal)
             self._tcp.abort()
 
     def _leave(self) -> None:

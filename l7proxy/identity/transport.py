@@ -4,11 +4,12 @@
 """
 
 import asyncio
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
 from l7proxy.core.peer import ANONYMOUS, Peer
 from l7proxy.identity import openssl
-from l7proxy.identity.doctor import explain_failure
+from l7proxy.identity.doctor import explain_failure, explain_verify
 from l7proxy.identity.openssl import BUFFER, SIZE, VIEW, WANT_READ, ZERO_RETURN
 from l7proxy.identity.refusal import Refused
 
@@ -31,6 +32,13 @@ class Role(Protocol):
     def context(self) -> openssl.Context:
         """What a handshake that begins now is done with."""
 
+    @property
+    def protocols(self) -> Sequence[bytes]:
+        """What may be settled by ALPN, the best first."""
+
+    def judge(self, leaf: bytes, anchor: Callable[[], bytes]) -> Peer:
+        """Returns the peer that a verified certificate stands for; raises Refused."""
+
     def step(self, work: "TlsTransport") -> None:
         """Has `work.advance()` called, now or when there is time for it."""
 
@@ -44,38 +52,29 @@ class Role(Protocol):
 class TlsTransport(asyncio.Transport, asyncio.Protocol):
     """One TLS connection.
 
-    `peer` is who is at the other end, `protocol` what ALPN settled (b"" for nothing) and `server_name` the name that
-    the client asked for. A connection that ends without a close_notify ends with ConnectionResetError, so that a body
-    which ends with the connection cannot be cut short unseen.
+    `timer` is what ends a handshake that takes too long. `peer` is who is at the other end, `protocol` what ALPN
+    settled (b"" for nothing) and `server_name` the name that the client asked for. A connection that ends without a
+    close_notify ends with ConnectionResetError, so that a body which ends with the connection cannot be cut short
+    unseen.
     """
 
-    __slots__ = ("role", "tcp", "connection", "peer", "protocol", "server_name", "resumed", "refusal", "anchor",
-                 "timer", "raw", "_ssl", "_in", "_out", "_send", "_inner", "_receive", "_waiting", "_closing", "_ended",
+    __slots__ = ("role", "tcp", "handle", "peer", "protocol", "server_name", "resumed", "refusal", "context",
+                 "_timer", "_ssl", "_in", "_out", "_send", "_inner", "_receive", "_waiting", "_closing", "_ended",
                  "_half", "_told")  # fmt: skip
 
-    def __init__(self, role: Role) -> None:
+    def __init__(self, role: Role, timer: asyncio.TimerHandle | None = None) -> None:
         super().__init__()
         self.role = role
         self.tcp: asyncio.Transport | None = None
-        self.connection = connection = openssl.Connection(role.context, None)
-        connection.set_app_data(self)
-        if role.server:
-            connection.set_accept_state()
-        else:
-            connection.set_connect_state()
-            if role.server_name:
-                connection.set_tlsext_host_name(role.server_name.encode("ascii"))
+        self.context = role.context
+        self.handle = handle = openssl.Handle(self.context, self, role.server, role.server_name)
+        self._ssl, self._in, self._out = handle.ssl, handle.incoming, handle.outgoing
         self.peer: Peer = ANONYMOUS
         self.protocol = b""
         self.server_name = ""
         self.resumed = False
         self.refusal: Refused | None = None
-        self.anchor = b""
-        """The trusted certificate that the peer's chain ends at (DER)."""
-        self.timer: asyncio.TimerHandle | None = None
-        raw = cast(Any, connection)
-        self._ssl = self.raw = raw._ssl
-        self._in, self._out = raw._into_ssl, raw._from_ssl
+        self._timer = timer
         self._inner: asyncio.Protocol | None = None
         self._waiting: list[bytes] | None = []
         self._closing = False
@@ -107,9 +106,9 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self.tcp = None
         self._closing = True
         self._waiting = None
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         inner, self._inner = self._inner, None
         if inner is None:
             self._fail(Refused("closed", "the peer closed the connection inside the handshake"))
@@ -119,7 +118,6 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             elif error is None and not self._ended:
                 error = ConnectionResetError("the peer closed the connection without saying so in TLS")
             inner.connection_lost(error)
-        self.connection.set_app_data(None)
 
     def pause_writing(self) -> None:
         if self._inner is not None:
@@ -152,7 +150,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             return
         self._closing = True
         if self._inner is not None:
-            openssl.shutdown(self._ssl)
+            self.handle.shut_down()
             self._flush()
         self.tcp.close()
 
@@ -195,6 +193,28 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
     def get_protocol(self) -> asyncio.BaseProtocol:
         return cast(asyncio.Protocol, self._inner)
 
+    # What OpenSSL asks inside the handshake.
+
+    def verify(self, leaf: bytes, anchor: Callable[[], bytes]) -> bool:
+        try:
+            self.peer = self.role.judge(leaf, anchor)
+        except Refused as refusal:
+            self.refusal = refusal
+        except Exception as failure:
+            self.refusal = Refused("bad_certificate", f"the peer's certificate cannot be judged: {failure}")
+        return self.refusal is None
+
+    def unverified(self, certificate: bytes, error: int) -> None:
+        self.refusal = self.refusal or explain_verify(error, certificate, self.role.server)
+
+    def choose(self, offered: list[bytes]) -> bytes | None:
+        for protocol in self.role.protocols:
+            if protocol in offered:
+                return protocol
+        names = ", ".join(name.decode("latin-1") for name in offered[:8])
+        self.refusal = Refused("alpn", f"the client offers only {names} (ALPN), which is not HTTP")
+        return None
+
     # Inside.
 
     def advance(self) -> None:
@@ -214,31 +234,32 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
                 self._fail(self.refusal or explain_failure(openssl.errors(), self.role.server))
                 self.close()
             return
-        version = self.connection.get_protocol_version()
-        if version != openssl.TLS1_3 or not self.role.server:
+        handle = self.handle
+        if handle.version != openssl.TLS1_3 or not self.role.server:
             self._flush()
         # In TLS 1.3 all that is left to send are session tickets: they leave with the first bytes of the answer.
         self._waiting = None
-        self.protocol = openssl.selected_protocol(self._ssl)
-        self.resumed = openssl.session_reused(self._ssl) == 1
+        handle.settled()
+        self.protocol = handle.protocol
+        self.resumed = handle.resumed
         try:
             inner = self.role.established(self)
         except Refused as refusal:
             self._fail(refusal)
             self.abort()
             return
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self._inner = inner
         self._receive = inner.data_received
         inner.connection_made(self)
         self._read()
 
-    def time_out(self, seconds: float) -> None:
-        """Ends a handshake that takes too long."""
+    def give_up(self, refusal: Refused) -> None:
+        """Ends a handshake that is not done."""
         if self._inner is None:
-            self._fail(Refused("timeout", f"the handshake was not done after {seconds:g} s"))
+            self._fail(refusal)
             self.abort()
 
     def _read(self) -> None:
@@ -291,7 +312,8 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             return
         self._told = True
         self.refusal = refusal
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
+        self.handle.settled()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self.role.failed(self, refusal)
