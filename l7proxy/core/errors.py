@@ -60,6 +60,8 @@ class ProxyError(Exception):
         self.detail = detail
         self.headers: Headers = headers or []
         self.flag = flag or self.code.flag
+        self.grpc = self.code.grpc
+        """The gRPC status that a call ends with."""
         super().__init__(code, detail)
 
     def __str__(self) -> str:

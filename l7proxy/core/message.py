@@ -42,6 +42,7 @@ class Request(Struct, weakref=False):
     per_try: float | None = None
     span: Any = None
     trace: Any = None
+    grpc: bool = False
     destination: tuple[str, int] | None = None
     # The ledger: written on the way, read once at the end.
     request_id: bytes = b""

@@ -15,6 +15,7 @@ from l7proxy.core.exchange import Exchange
 from l7proxy.core.headers import Headers, find
 from l7proxy.core.message import Body, Request, Response
 from l7proxy.core.stream import Stream
+from l7proxy.proxy import grpc
 from l7proxy.proxy.snapshot import Live, Route, Side, Snapshot, Target
 from l7proxy.telemetry.access import Mark
 from l7proxy.wire.framing import Malformed
@@ -67,6 +68,8 @@ def make_app(live: Live, inbound: bool) -> Callable[[Scope, Receive, Send], Awai
                 if inbound:
                     side.forwarding.apply(request)
                 snapshot.tracer.begin(request)
+                if request.method == b"POST":
+                    grpc.begin(request)
                 target = _route(side, request, live)
                 route = request.route = target.route
                 request.pattern = target.pattern
@@ -85,6 +88,8 @@ def make_app(live: Live, inbound: bool) -> Callable[[Scope, Receive, Send], Awai
             if type(body) is bytes:
                 request.bytes_out = len(body)
                 trailers = response.trailers
+                if request.grpc:
+                    grpc.read_status(request, status, trailers or response.headers)
                 await send(
                     {
                         "type": "http.response.start",
@@ -174,14 +179,13 @@ def _answer(live: Live, snapshot: Snapshot, request: Request, error: ProxyError)
     if isinstance(error, Malformed) and code.name != "upstream_protocol":
         live.refused(error.reason)
         headers.append((b"connection", b"close"))
-    if (find(request.headers, b"content-type") or b"").startswith(b"application/grpc"):
-        request.grpc_status = code.grpc
+    if request.grpc:
         # gRPC over HTTP/2: a trailers-only answer has status 200 and tells the rest in its header block.
         return Response(
             200,
             [
                 (b"content-type", b"application/grpc"),
-                (b"grpc-status", b"%d" % code.grpc),
+                (b"grpc-status", b"%d" % error.grpc),
                 (b"grpc-message", code.text.encode()),
                 *headers,
             ],
@@ -208,9 +212,8 @@ async def _pump(request: Request, response: Response, body: Stream, send: Send) 
     await send({"type": "http.response.body", "body": data})
     if trailers:
         fields = body.trailers or []
-        grpc_status = find(fields, b"grpc-status")
-        if grpc_status is not None and grpc_status.isdigit():
-            request.grpc_status = int(grpc_status)
+        if request.grpc:
+            grpc.read_status(request, response.status, fields or headers)
         await send({"type": "http.response.trailers", "headers": fields})
 
 
@@ -219,6 +222,8 @@ def _finish(snapshot: Snapshot, side: Side, request: Request, status: int, failu
     body: Body = request.body
     request.bytes_in = len(body) if type(body) is bytes else cast(Stream, body).total
     seconds = _clock() - request.t_start
+    if request.grpc and failure is not None:
+        grpc.blame(request, failure)
     route: Route | None = request.route
     (side.unmatched if route is None else route.metrics).finish(request, status, seconds)
     if request.span is not None:

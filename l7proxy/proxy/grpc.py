@@ -1,0 +1,48 @@
+"""What the proxy knows of gRPC: which requests are calls, their deadline on the way in, their status on the way out.
+
+See https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md and http-grpc-status-mapping.md beside it.
+"""
+
+import asyncio
+from typing import Final
+
+from l7proxy.core.errors import ProxyError
+from l7proxy.core.headers import Headers, find
+from l7proxy.core.message import Request
+
+_UNITS: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+_OF_HTTP: Final = {400: 13, 401: 16, 403: 7, 404: 12, 429: 14, 502: 14, 503: 14, 504: 14}
+_CANCELLED = 1
+_UNKNOWN = 2
+_UNAVAILABLE = 14
+
+
+def begin(request: Request) -> None:
+    """Marks a POST that is a gRPC call, and takes its deadline from `grpc-timeout`."""
+    kind = find(request.headers, b"content-type")
+    # `application/grpc-web` is something else, and speaks plain HTTP.
+    if kind is None or not kind.startswith(b"application/grpc") or kind[16:17] not in (b"", b"+", b";"):
+        return
+    request.grpc = True
+    timeout = find(request.headers, b"grpc-timeout")
+    if timeout is not None and len(timeout) < 10 and timeout[:-1].isdigit() and timeout[-1:] in _UNITS:
+        deadline = request.t_start + int(timeout[:-1]) * _UNITS[timeout[-1:]]
+        if request.deadline is None or deadline < request.deadline:
+            request.deadline = deadline
+
+
+def read_status(request: Request, http: int, fields: Headers) -> None:
+    """Notes the status of a call that has ended, from its trailers or from the head that stands for them."""
+    value = find(fields, b"grpc-status")
+    if value is not None and value.isdigit():
+        request.grpc_status = int(value)
+    elif http != 200:
+        request.grpc_status = _OF_HTTP.get(http, _UNKNOWN)
+
+
+def blame(request: Request, failure: BaseException) -> None:
+    """Notes the status that the client will make of a call that was cut short."""
+    if isinstance(failure, asyncio.CancelledError):
+        request.grpc_status = _CANCELLED
+    else:
+        request.grpc_status = failure.grpc if isinstance(failure, ProxyError) else _UNAVAILABLE
