@@ -73,6 +73,7 @@ def _resource(root: Node, notes: Notes) -> Any:
         return INVALID
     keys = (*_KEYS, "status") if kind.foreign else _KEYS
     for key, node in root.items.items():
+        notes.lines[key] = node.line
         if key not in keys:
             notes.wrong(key, node.line, "unknown key" + suggest(key, keys))
     metadata: Any = INVALID

@@ -9,6 +9,7 @@ import re
 from urllib.parse import quote
 
 from l7proxy.config.model import Match
+from l7proxy.wire.framing import Malformed
 from l7proxy.wire.path import normalise
 
 _RAW = re.compile(r"[^!-~]")
@@ -20,8 +21,11 @@ def rank(match: Match) -> tuple[int, int, int]:
 
 
 def exact_key(path: str) -> bytes:
-    """Returns the normalised path that an exact match compares; raises Malformed (a ValueError) for none."""
-    return normalise(_RAW.sub(lambda found: quote(found[0]), path).encode())
+    """Returns the normalised path that an exact match compares; raises ValueError for what no request can ask for."""
+    try:
+        return normalise(_RAW.sub(lambda found: quote(found[0]), path).encode())
+    except Malformed as error:
+        raise ValueError(str(error)) from None
 
 
 def prefix_key(path: str) -> bytes:

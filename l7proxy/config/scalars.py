@@ -56,7 +56,7 @@ Decode = Callable[[Node, str, Notes], Any]
 def suggest(word: str, known: Iterable[str]) -> str:
     """Returns `; did you mean 'x'?` where one of the known words is near, else nothing."""
     known = list(known)
-    near = difflib.get_close_matches(word, known, 1, 0.7)
+    near = difflib.get_close_matches(word, known, 1)
     if not near:
         near = [other for other in known if other.lower().replace("_", "") == word.lower().replace("_", "")]
     return f"; did you mean {near[0]!r}?" if near else ""

@@ -128,7 +128,8 @@ def parse(
         pass
     if builder.problems:
         raise ConfigError(builder.problems)
-    return builder.root
+    root = builder.root
+    return None if isinstance(root, Scalar) and root.null else root
 
 
 class _Stop(Exception):

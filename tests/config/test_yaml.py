@@ -57,7 +57,7 @@ def test_documents_are_split_where_a_line_starts_with_three_dashes():
         {"a": "1"},
         {"b": "---", "c": "--- "},
         {"d": "---\n"},
-        "",
+        None,
     ]
     assert [chunk.offset for chunk in found] == [0, 1, 4, 7]
 

@@ -1,0 +1,240 @@
+from pathlib import Path
+
+import pytest
+
+from l7proxy.config.load import Loader, app_model, load
+from l7proxy.config.model import Inbound
+from l7proxy.config.yaml import MAX_BYTES
+from l7proxy.core.errors import ConfigError
+from l7proxy.core.slices import finish
+
+SIDECAR = """
+apiVersion: l7proxy.io/v1
+kind: Sidecar
+metadata: {name: orders}
+spec:
+  inbound: {app: http://127.0.0.1:8080}
+  outbound: {}
+"""
+
+
+def document(kind: str, name: str, spec: str) -> str:
+    return f"---\napiVersion: l7proxy.io/v1\nkind: {kind}\nmetadata: {{name: {name}}}\nspec: {spec}\n"
+
+
+def route(name: str, spec: str) -> str:
+    return document("Route", name, spec)
+
+
+def upstream(name: str, spec: str = "{endpoints: [10.0.0.1:80]}") -> str:
+    return document("Upstream", name, spec)
+
+
+def loaded(folder: Path, *parts: str, app: str | None = None):
+    (folder / "a.yaml").write_text("".join(parts))
+    return load([str(folder / "a.yaml")], app)
+
+
+def mistakes(folder: Path, *parts: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        loaded(folder, *parts)
+    return str(caught.value).replace(f"{folder}/", "")
+
+
+def warnings(folder: Path, *parts: str) -> str:
+    return "\n".join(map(str, loaded(folder, *parts).warnings)).replace(f"{folder}/", "")
+
+
+def test_the_documents_of_a_folder_make_one_model_in_the_order_of_its_files(tmp_path):
+    (tmp_path / "b.yaml").write_text(route("second", "{hosts: [b]}") + route("third", "{hosts: [c]}"))
+    (tmp_path / "a.yml").write_text(SIDECAR + route("first", "{hosts: [a]}"))
+    (tmp_path / "c.json").write_text('{"apiVersion": "l7proxy.io/v1", "kind": "Route", "metadata": {"name": "json"}}')
+    (tmp_path / "notes.txt").write_text("not: [yaml")
+    (tmp_path / ".hidden.yaml").write_text("not: [yaml")
+    (tmp_path / "..data.yaml").mkdir()
+    model = load([str(tmp_path)])
+    assert [found.name for found in model.routes] == ["first", "second", "third", "json"]
+    assert model.sidecar.spec.inbound == Inbound(app="http://127.0.0.1:8080")
+    assert load([str(tmp_path), str(tmp_path / "a.yml")]) == model
+
+
+def test_a_resource_knows_where_each_of_its_values_stands(tmp_path):
+    model = loaded(tmp_path, SIDECAR, "---\n# about it\n", route("r", "\n  hosts:\n    - a\n    - b\n"))
+    found = model.routes[0]
+    assert found.where("spec.hosts[1]") == (str(tmp_path / "a.yaml"), 17)
+    assert found.where("spec.hosts[7].nothing") == (str(tmp_path / "a.yaml"), 15)
+    assert found.where("") == (str(tmp_path / "a.yaml"), 11)
+
+
+def test_the_version_stands_for_the_content_alone(tmp_path):
+    first = loaded(tmp_path, SIDECAR).version
+    other = tmp_path / "other"
+    other.mkdir()
+    assert loaded(other, SIDECAR).version == first
+    assert loaded(other, SIDECAR, "# more\n").version != first
+    assert loaded(other, SIDECAR, app="http://127.0.0.1:1").version != first
+
+
+def test_the_version_changes_with_a_variable_that_is_used(tmp_path, monkeypatch):
+    text = SIDECAR.replace("orders", "'${NAME}'")
+    monkeypatch.setenv("NAME", "a")
+    first = loaded(tmp_path, text)
+    monkeypatch.setenv("NAME", "b")
+    second = loaded(tmp_path, text)
+    assert (first.sidecar.name, second.sidecar.name) == ("a", "b")
+    assert first.version != second.version
+
+
+def test_every_mistake_of_every_file_is_told_in_order(tmp_path):
+    (tmp_path / "b.yaml").write_text(route("r", "{hots: [a]}") + route("s", "{upstream: pay}") + "---\na: [\n")
+    (tmp_path / "a.yaml").write_text(SIDECAR.replace("inbound", "inbond") + upstream("payments", "{endpoints: []}"))
+    (tmp_path / "c.yaml").write_text(upstream("payments"))
+    (tmp_path / "d.yaml").symlink_to("nowhere")
+    with pytest.raises(ConfigError) as caught:
+        load([str(tmp_path)])
+    assert str(caught.value).replace(f"{tmp_path}/", "") == (
+        "a.yaml:6: spec.inbond: unknown key; did you mean 'inbound'?\n"
+        "a.yaml:12: spec.endpoints: is empty\n"
+        "b.yaml:5: spec.hots: unknown key; did you mean 'hosts'?\n"
+        "b.yaml:12: not valid YAML: did not find expected node content (while parsing a flow node)\n"
+        "d.yaml: cannot be read: No such file or directory"
+    )
+
+
+def test_a_reference_to_a_document_with_a_mistake_is_no_second_mistake(tmp_path):
+    text = mistakes(
+        tmp_path,
+        SIDECAR,
+        upstream("pay", "{}"),
+        route("r", "{upstream: pay}"),
+        route("s", "{hosts: [s], upstream: pax}"),
+    )
+    assert text == (
+        "a.yaml:12: spec: one of 'endpoints' and 'dns' is needed\n"
+        "a.yaml:22: spec.upstream: unknown upstream 'pax'; did you mean 'pay'?"
+    )
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ((), "a.yaml: there is no document in this file"),
+        (("# nothing\n",), "a.yaml: there is no document in this file"),
+        ((route("r", "{}"),), "a.yaml: there is no document of kind Sidecar"),
+        ((SIDECAR, "---", SIDECAR), "a.yaml:11: metadata.name: Sidecar 'orders' is defined in a.yaml:2"),
+        (
+            (SIDECAR, "---", SIDECAR.replace("orders", "other")),
+            "a.yaml:10: kind: there can be one Sidecar, and a.yaml:2 defines it",
+        ),
+        (
+            (SIDECAR, route("r", "{}"), route("r", "{hosts: [a]}")),
+            "a.yaml:16: metadata.name: Route 'r' is defined in a.yaml:9",
+        ),
+        ((SIDECAR, "---\na: 1\n"), "a.yaml:9: key 'apiVersion' is missing\na.yaml:9: key 'kind' is missing"),
+        ((SIDECAR, "---\n- a\n"), "a.yaml:9: a document must be a mapping with apiVersion, kind, metadata and spec"),
+        (
+            (SIDECAR, "---\nkind: Route\napiVersion: v1\n"),
+            "a.yaml:10: apiVersion: must be l7proxy.io/v1 for kind Route",
+        ),
+        ((SIDECAR, document("Rote", "r", "{}")), "a.yaml:10: kind: unknown kind 'Rote'; did you mean 'Route'?"),
+        ((SIDECAR, "---\napiVersion: l7proxy.io/v1\nkind: Route\n"), "a.yaml:9: key 'metadata' is missing"),
+        ((SIDECAR, route("a b", "{}")), "a.yaml:11: metadata.name: 'a b' does not match"),
+        ((SIDECAR, route("r", "{}"), "status: {}"), "a.yaml:13: status: unknown key"),
+        ((SIDECAR, route("r", "{upstream: pay}"), upstream("pays")), "unknown upstream 'pay'; did you mean 'pays'?"),
+        (
+            (SIDECAR.replace("app: http://127.0.0.1:8080", ""), route("r", "{upstream: app}")),
+            "a.yaml:12: spec.upstream: there is no application: inbound.app is not set",
+        ),
+        (
+            (SIDECAR.replace("app: http://127.0.0.1:8080", ""), route("r", "{hosts: [a]}")),
+            "a.yaml:12: spec: the route names no target, and inbound.app is not set",
+        ),
+        ((SIDECAR, route("r", "{direction: outbound}")), "an outbound route needs upstream, split, redirect or"),
+        ((SIDECAR, route("r", "{split: [{upstream: app, weight: 0}]}")), "a.yaml:12: spec.split: all weights are 0"),
+        (
+            (SIDECAR, route("r", "{rewrite: {prefix: /a}, matches: [{}, {path: {exact: /b}}]}")),
+            "a.yaml:12: spec.rewrite.prefix: matches[1] has no path prefix to replace",
+        ),
+        ((SIDECAR, route("r", "{redirect: {host: a}, rewrite: {path: /}}")), "there is no upstream to rewrite for"),
+        (
+            (SIDECAR, route("r", "{matches: [{path: {prefix: /a/../b}}]}")),
+            "spec.matches[0].path: no request has such a path: '/a/../b' is '/b' once it is normalised",
+        ),
+        ((SIDECAR, route("r", "{matches: [{path: {exact: /a//b}}]}")), "'/a//b' is '/a/b' once it is normalised"),
+        ((SIDECAR, route("r", "{matches: [{path: {exact: '/a%zz'}}]}")), "no request has such a path"),
+        (
+            (SIDECAR.replace("outbound: {}", "admin: {listen: 0.0.0.0:15006}"),),
+            "a.yaml:7: spec.admin.listen: inbound listens on 0.0.0.0:15006 too",
+        ),
+        (
+            (SIDECAR.replace("{app:", "{tls: {cert: no.crt, key: no.key}, app:"),),
+            "a.yaml:6: spec.inbound.tls.cert: no.crt cannot be read: No such file or directory\n"
+            "a.yaml:6: spec.inbound.tls.key: no.key cannot be read: No such file or directory",
+        ),
+    ],
+)
+def test_documents_that_do_not_fit_together_are_told(tmp_path, parts, message):
+    assert message in mistakes(tmp_path, *parts)
+
+
+def test_an_upstream_called_app_stands_for_the_application(tmp_path):
+    sidecar = SIDECAR.replace("app: http://127.0.0.1:8080", "")
+    model = loaded(tmp_path, sidecar, upstream("app"), route("r", "{hosts: [a]}"), route("s", "{upstream: app}"))
+    assert model.upstreams["app"].spec.endpoints == ("10.0.0.1:80",)
+
+
+def test_the_application_of_the_command_line_wins(tmp_path):
+    model = loaded(tmp_path, SIDECAR, app="http://127.0.0.1:9")
+    assert model.sidecar.spec.inbound == Inbound(app="http://127.0.0.1:9")
+    assert (
+        loaded(tmp_path, route("r", "{hosts: [a]}"), app="http://127.0.0.1:9").sidecar
+        == app_model("http://127.0.0.1:9").sidecar
+    )
+
+
+def test_an_application_that_is_no_url_is_told():
+    with pytest.raises(ConfigError, match="--app: 'localhost:8080' is not a URL like"):
+        app_model("localhost:8080")
+
+
+def test_a_route_for_a_listener_that_is_not_there_is_a_warning(tmp_path):
+    sidecar = SIDECAR.replace("outbound: {}", "")
+    assert warnings(tmp_path, sidecar, upstream("u"), route("r", "{direction: outbound, upstream: u}")) == (
+        "a.yaml:17: spec.direction: the Sidecar has no outbound listener for this route"
+    )
+
+
+def test_paths_that_hold_no_configuration_are_told(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "large.yaml").write_bytes(b"#" * (MAX_BYTES + 1))
+    for name, message in (
+        ("nothing", "cannot be read: No such file or directory"),
+        ("empty", "there is no YAML file in this folder"),
+        ("large.yaml", "is larger than 16 MiB"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            load([str(tmp_path / name)])
+        assert str(caught.value) == f"{tmp_path / name}: {message}"
+    with pytest.raises(ConfigError, match="/dev/zero: is not a regular file"):
+        load(["/dev/zero"])
+
+
+def test_documents_that_did_not_change_stay_the_same_objects(tmp_path):
+    file = tmp_path / "a.yaml"
+    loader = Loader()
+    file.write_text(SIDECAR + route("first", "{hosts: [a]}") + route("second", "{hosts: [b]}"))
+    before = finish(loader.steps([str(file)]))
+    file.write_text(
+        SIDECAR + route("new", "{hosts: [c]}") + route("first", "{hosts: [d]}") + route("second", "{hosts: [b]}")
+    )
+    after = finish(loader.steps([str(file)]))
+    assert after.sidecar is before.sidecar
+    assert after.routes[1].spec is not before.routes[0].spec
+    assert after.routes[2].spec is before.routes[1].spec
+    assert (before.routes[1].line, after.routes[2].line) == (14, 19)
+
+
+def test_a_hundred_upstreams_with_one_missing_are_told_apart(tmp_path):
+    parts = [upstream(f"u{number}") for number in range(100)]
+    routes = [route(f"r{number}", f"{{hosts: [h{number}], upstream: u{number}}}") for number in range(101)]
+    assert mistakes(tmp_path, SIDECAR, *parts, *routes).count("\n") == 0
