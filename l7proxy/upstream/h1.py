@@ -105,12 +105,9 @@ class H1Connection(asyncio.Protocol):
         try:
             head, response_body = await waiter
         except BaseException:
+            self._take_waiter()
             self.abort()
             raise
-        finally:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
         if self._tunnel:
             self._sender = self._loop.create_task(self._send(cast(Stream, body), False))
         return head, response_body
@@ -233,8 +230,7 @@ class H1Connection(asyncio.Protocol):
                 if not complete:
                     self._stream = stream
                     self._throttle(stream.size)
-        waiter = cast("asyncio.Future[tuple[ResponseHead, Body]]", self._waiter)
-        self._waiter = None
+        waiter = cast("asyncio.Future[tuple[ResponseHead, Body]]", self._take_waiter())
         waiter.set_result((head, body))
         if complete:
             self._complete(head)
@@ -274,8 +270,7 @@ class H1Connection(asyncio.Protocol):
         stream = self._stream = Stream(self._consumed, self._closed)
         if rest := self._reader.take_rest():
             stream.feed(rest)
-        waiter = cast("asyncio.Future[tuple[ResponseHead, Body]]", self._waiter)
-        self._waiter = None
+        waiter = cast("asyncio.Future[tuple[ResponseHead, Body]]", self._take_waiter())
         waiter.set_result((head, stream))
 
     async def _send(self, stream: Stream, chunked: bool) -> None:
@@ -305,8 +300,16 @@ class H1Connection(asyncio.Protocol):
             late = ProxyError("upstream_timeout", "no response head in time")
             self._timer = self._loop.call_later(max(seconds, 0.0), self._fail, late)
 
-    def _fail(self, error: Exception) -> None:
+    def _take_waiter(self) -> "asyncio.Future[tuple[ResponseHead, Body]] | None":
+        """Returns who waits for the head; its timer ends here, for the next request may begin before it goes on."""
         waiter, self._waiter = self._waiter, None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        return waiter
+
+    def _fail(self, error: Exception) -> None:
+        waiter = self._take_waiter()
         if waiter is not None and not waiter.done():
             waiter.set_exception(error)
         elif self._stream is not None:
