@@ -117,13 +117,16 @@ class Stream:
         """True when the clean end has been reached and every byte was read."""
         return self.ended and self.error is None and not self._chunks
 
-    def close(self) -> None:
-        """The reader gives up: buffered bytes are dropped and the source is told, unless it had ended."""
+    def close(self, error: BaseException | None = None) -> None:
+        """The reader gives up: buffered bytes are dropped and the source is told, unless it had ended.
+
+        Who gives up in place of the reader names the `error` that the reader gets.
+        """
         self._chunks.clear()
         self.size = 0
         if not self.ended:
             self.ended = True
-            self.error = ConnectionAbortedError("the reader of this body gave up")
+            self.error = error or ConnectionAbortedError("the reader of this body gave up")
             self._wake()
             if self._closed is not None:
                 self._closed()

@@ -211,9 +211,9 @@ class _Replay(Stream):
             self.ended = True
         return data
 
-    def close(self) -> None:
+    def close(self, error: BaseException | None = None) -> None:
         if self.kept is None:
-            self._source.close()
+            self._source.close(error)
 
     def rewind(self) -> bool:
         """Makes the next read start over; returns False when too much has been read."""

@@ -52,17 +52,21 @@ class Timeout(Filter, frozen=True):
 def watch_idle(response: Response, body: Stream, seconds: float) -> None:
     """Fails `body` when no byte arrives for `seconds` while its reader keeps up with it."""
     loop = asyncio.get_running_loop()
-    before = -1
+    before = body.total
+    timer: asyncio.TimerHandle | None = None
 
     def look() -> None:
         nonlocal before, timer
         # Bytes that wait for a slow reader are not the upstream's fault.
         if body.total == before and not body.size:
-            body.fail(ProxyError("upstream_timeout", "the response body stood still"))
+            body.close(ProxyError("upstream_timeout", "the response body stood still"))
             return
         before = body.total
         timer = loop.call_later(seconds, look)
 
-    before = body.total
+    def stop(error: BaseException | None) -> None:
+        if timer is not None:
+            timer.cancel()
+
     timer = loop.call_later(seconds, look)
-    response.then(lambda error: timer.cancel())
+    response.then(stop)

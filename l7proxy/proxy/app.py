@@ -135,12 +135,12 @@ def _route(side: Side, request: Request, live: Live) -> Target:
     if live.active > live.max_active:
         raise ProxyError("overflow", "too many requests are under way")
     raw = request.target
+    if request.method == b"CONNECT" and request.upgrade is None:
+        raise ProxyError("method_not_allowed", "CONNECT")
     path = normalise(raw)
     if path is not raw and ambiguous(path):
         path = _unambiguous(side, path)
     request.path = path
-    if request.method == b"CONNECT" and request.upgrade is None:
-        raise ProxyError("method_not_allowed", "CONNECT")
     target = side.router.match(request.authority, path, request.method, request.headers, request.query)
     if target is None:
         if side.router.knows(request.authority):

@@ -229,7 +229,8 @@ def test_retries_stay_within_their_budget(sidecar: StartSidecar, serve: StartSer
 
 def test_a_failing_endpoint_is_ejected(sidecar: StartSidecar, serve: StartServer) -> None:
     bad, *good = serve(after(0, BUSY)), serve(), serve()
-    proxy = sidecar(upstream("pool", bad.address, *(app.address for app in good)), route("all", upstream="pool"))
+    ends = (bad.address, *(app.address for app in good))
+    proxy = sidecar(upstream("pool", *ends, balance="roundRobin"), route("all", upstream="pool"))
     with proxy.client() as client:
         statuses = [client.request(GET).status for _ in range(200)]
     assert statuses.count(503) == len(bad.requests) == 5
