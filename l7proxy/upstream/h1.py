@@ -77,6 +77,7 @@ class H1Connection(asyncio.Protocol):
         self._method = method
         self._touched = False
         self.uses += 1
+        turn = self.uses
         fields = b"".join([b"%b: %b\r\n" % pair for pair in headers])
         data = b"%b %b HTTP/1.1\r\nhost: %b\r\n%b" % (method, target, host, fields)
         if b"\nte: " in data:
@@ -105,8 +106,9 @@ class H1Connection(asyncio.Protocol):
         try:
             head, response_body = await waiter
         except BaseException:
-            self._take_waiter()
-            self.abort()
+            if self.uses == turn:  # else this one was answered, and the connection serves the next request already
+                self._take_waiter()
+                self.abort()
             raise
         if self._tunnel:
             self._sender = self._loop.create_task(self._send(cast(Stream, body), False))
