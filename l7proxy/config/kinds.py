@@ -23,12 +23,17 @@ class Kind(NamedTuple):
     translate: str = ""
 
 
+_ISTIO = ("security.istio.io/v1", "security.istio.io/v1beta1")
+_TRANSLATE_ISTIO = "l7proxy.config.istio:translate"
+
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
         Kind("Sidecar", (API_VERSION,), "l7proxy.config.model:Sidecar"),
         Kind("Upstream", (API_VERSION,), "l7proxy.config.model:Upstream"),
         Kind("Route", (API_VERSION,), "l7proxy.config.model:Route"),
+        Kind("PeerAuthentication", _ISTIO, "l7proxy.config.istio:PeerAuthentication", True, _TRANSLATE_ISTIO),
+        Kind("AuthorizationPolicy", _ISTIO, "l7proxy.config.istio:AuthorizationPolicy", True, _TRANSLATE_ISTIO),
     )
 }
 

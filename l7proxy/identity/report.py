@@ -1,4 +1,4 @@
-"""What there is to say about certificates: expiry metrics, the admin API's `/certs`, the problems that `check` finds."""
+"""What there is to say about certificates: expiry metrics, the admin API's `/certs`, what `check` finds."""
 
 import time
 from collections.abc import Sequence

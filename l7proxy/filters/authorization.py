@@ -1,0 +1,171 @@
+"""Who may call what."""
+
+from collections.abc import Callable
+from typing import Annotated, ClassVar, Literal
+
+from msgspec import Meta, Struct, field
+
+from l7proxy.core.errors import ProxyError
+from l7proxy.core.fields import Cidr, HeaderName
+from l7proxy.core.handler import Build, Filter, Handler
+from l7proxy.core.message import Request, Response
+from l7proxy.core.stats import Counter
+from l7proxy.filters.authorizer import Authorizer, Clause, Rule, RuleSet
+
+Pattern = Annotated[str, Meta(min_length=1, pattern=r"^(\*|\*?[^*]+|[^*]+\*)$")]
+"""A text, or the part of one before or after a `*`; `*` alone is any text but none."""
+Mode = Literal["ENFORCE", "SHADOW"]
+
+_DECLARED = 100
+"""Rules of one route whose counters exist before they first deny."""
+
+
+class AccessRule(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """Matches a request when every key that is written does; within a key one entry is enough."""
+
+    name: Annotated[str, Meta(description="What logs and metrics call it; by default its place, like `allow[0]`.")] = ""
+    identities: Annotated[
+        tuple[Pattern, ...],
+        Meta(description="SPIFFE IDs (or DNS names) of callers; `*` at an end stands for anything, alone for anybody."),
+    ] = ()
+    namespaces: Annotated[tuple[Pattern, ...], Meta(description="Kubernetes namespaces of callers.")] = ()
+    source_ips: Annotated[
+        tuple[Cidr, ...],
+        Meta(
+            description="Addresses or blocks: in `allow` the client's (the one that trusted proxies name, else the "
+            "peer's), in `deny` the client's or the peer's."
+        ),
+    ] = field(default=(), name="sourceIPs")
+    methods: Annotated[tuple[Pattern, ...], Meta(description="Request methods.")] = ()
+    paths: Annotated[
+        tuple[Pattern, ...], Meta(description="Normalised paths without the query: `/a`, `/a/*`, `*.json`.")
+    ] = ()
+    headers: Annotated[
+        dict[HeaderName, tuple[Pattern, ...]], Meta(description="Header fields, each with the values that match.")
+    ] = {}
+    mode: Annotated[Mode, Meta(description="A rule in SHADOW denies nothing: what it would deny is logged.")] = (
+        "ENFORCE"
+    )
+
+
+class Authorization(Filter, frozen=True):
+    """Answers 403 `denied` to callers who may not do what they ask for.
+
+    Any matching `deny` rule denies. Then, if there are `allow` rules, one of them must match; an empty `allow` list
+    denies everybody. The client learns no reason: log and span name the rule with its file and line. In SHADOW nothing
+    is denied; `l7proxy_shadow_denied_total` and the log tell what would have been.
+    """
+
+    name: ClassVar[str] = "authorization"
+
+    allow: Annotated[tuple[AccessRule, ...] | None, Meta(description="Who may; without it everybody.")] = None
+    deny: Annotated[tuple[AccessRule, ...], Meta(description="Who may not, whatever `allow` says.")] = ()
+    mode: Annotated[Mode, Meta(description="SHADOW puts every rule of this policy in the shadow.")] = "ENFORCE"
+
+    @property
+    def by_path(self) -> bool:
+        """Whether a rule depends on the path."""
+        return any(rule.paths for rule in (*(self.allow or ()), *self.deny))
+
+    def rules(self, line: Callable[[str], tuple[str, int]]) -> RuleSet:
+        """Returns the rules as the authorizer takes them; `line` says where a key of this policy stands."""
+        allow = tuple(self._rule(rule, f"allow[{n}]", line, "clientIP") for n, rule in enumerate(self.allow or ()))
+        deny = tuple(self._rule(rule, f"deny[{n}]", line, "anyIP") for n, rule in enumerate(self.deny))
+        enforced = self.allow is not None and self.mode == "ENFORCE"
+        return RuleSet(
+            deny=deny,
+            allow=allow,
+            # A list whose rules are all in the shadow is in the shadow as a whole; an empty one denies everybody.
+            allows=enforced and (not allow or any(not rule.shadow for rule in allow)),
+            shadow_allows=self.allow is not None,
+            where=_where(line("allow" if self.allow is not None else "")),
+        )
+
+    def wrap(self, inner: Handler, build: Build) -> Handler:
+        return guard(Authorizer(self.rules(build.line)), inner, build, self.name)
+
+    def _rule(
+        self,
+        rule: AccessRule,
+        place: str,
+        line: Callable[[str], tuple[str, int]],
+        address: Literal["clientIP", "anyIP"],
+    ) -> Rule:
+        clauses = [
+            Clause("identity", rule.identities),
+            Clause("namespace", rule.namespaces),
+            Clause(address, rule.source_ips),
+            Clause("method", rule.methods),
+            Clause("path", rule.paths),
+            *(Clause("header", values, key=name) for name, values in rule.headers.items()),
+        ]
+        return Rule(
+            rule.name or place,
+            ((tuple(clause for clause in clauses if clause.values),),),
+            rule.mode == "SHADOW" or self.mode == "SHADOW",
+            _where(line(place)),
+        )
+
+
+def guard(authorizer: Authorizer, inner: Handler, build: Build, policy: str) -> Handler:
+    """Returns the handler that lets through to `inner` what the authorizer allows; `policy` is its name in traces."""
+    rules = authorizer.rules
+    route = build.route.name
+    decide = authorizer.decide
+    stats, log = build.stats, build.log
+
+    def denied(rule: str) -> Counter:
+        return stats.counter("l7proxy_denied_total", "Requests denied, by rule", l7proxy_route=route, rule=rule)
+
+    def shadow_denied(rule: str) -> Counter:
+        return stats.counter(
+            "l7proxy_shadow_denied_total",
+            "Requests that rules in the shadow would have denied, by rule",
+            l7proxy_route=route,
+            rule=rule,
+        )
+
+    for rule in rules.deny[:_DECLARED]:
+        (shadow_denied if rule.shadow else denied)(rule.name)
+    if rules.shadow_allows:
+        (denied if rules.allows else shadow_denied)(_NO_RULE)
+
+    async def handle(request: Request) -> Response:
+        verdict = decide(request)
+        trace = request.trace
+        if verdict.outcome == "DENY":
+            name, detail, where = _tell(verdict.rule, rules)
+            denied(name).value += 1
+            if trace is not None:
+                trace.verdict(policy, name, "denied", where)
+            raise ProxyError("denied", detail)
+        if verdict.shadow == "DENY":
+            name, detail, where = _tell(verdict.shadow_rule, rules)
+            shadow_denied(name).value += 1
+            log(
+                "warning", "shadow denial", route=route, rule=name, where=where, peer=request.peer.identity,
+                source=request.source, method=request.method.decode("latin-1"), path=request.path.decode("latin-1"),
+            )  # fmt: skip
+            if trace is not None:
+                trace.verdict(policy, name, "shadow denied", where)
+        if trace is not None:
+            by = verdict.rule
+            trace.verdict(policy, by.name if by else "no rule denies", "allowed", by.where if by else rules.where)
+        return await inner(request)
+
+    return handle
+
+
+_NO_RULE = "no allow rule"
+
+
+def _tell(rule: Rule | None, rules: RuleSet) -> tuple[str, str, str]:
+    """Returns (name, sentence, place) of what denies."""
+    if rule is None:
+        return _NO_RULE, f"no allow rule matches, at {rules.where}", rules.where
+    return rule.name, f"rule {rule.name} at {rule.where}", rule.where
+
+
+def _where(place: tuple[str, int]) -> str:
+    file, line = place
+    return f"{file}:{line}" if line else file

@@ -1,0 +1,317 @@
+"""The decision behind every authorization policy: rules compiled to bit masks, at a cost that hardly grows with them.
+
+A rule is compiled to rows, one for each way in which it can match; a row is a conjunction of clauses. For each
+attribute of a request one look-up gives the mask of the rows that its value satisfies; the rows that remain when all
+masks are joined are those that match. The order is Istio's: DENY, then, if there is any ALLOW policy, ALLOW or denial.
+"""
+
+import ipaddress
+import re
+from collections.abc import Callable, Sequence
+from itertools import chain, product
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from l7proxy.core.headers import joined
+from l7proxy.core.message import Request
+from l7proxy.core.patterns import whole
+
+Attribute = Literal[
+    "identity", "principal", "namespace", "serviceAccount", "trustDomain", "peerIP", "clientIP", "anyIP", "method",
+    "path", "host", "port", "header",
+]  # fmt: skip
+Outcome = Literal["ALLOW", "DENY"]
+
+_ADDRESSES = ("peerIP", "clientIP", "anyIP")
+_MOST_VALUES = 4096
+_LONGEST_VALUE = 256
+"""Values whose mask is remembered for each attribute, and their length: clients choose some of them."""
+
+
+class Clause(Struct, frozen=True):
+    """A condition on one attribute: its value matches one of `values`, or none of them if `negated`.
+
+    A value is compared whole; `*` at its end or start stands for any text there, `*` alone for any text but none.
+    Addresses are blocks. `key` is the name of a header.
+    """
+
+    attribute: Attribute
+    values: tuple[str, ...]
+    negated: bool = False
+    key: str = ""
+
+
+class Rule(Struct, frozen=True):
+    """Matches when in each of `groups` all clauses of one alternative hold; a rule without groups matches everything.
+
+    `where` is the file and line of its YAML; a rule in the shadow never enters the verdict.
+    """
+
+    name: str
+    groups: tuple[tuple[tuple[Clause, ...], ...], ...] = ()
+    shadow: bool = False
+    where: str = ""
+
+
+class RuleSet(Struct, frozen=True):
+    """Rules that are decided together. An ALLOW policy without rules denies all: `allows` and `shadow_allows` say
+    whether there is an enforced ALLOW policy, and whether there is any."""
+
+    deny: tuple[Rule, ...] = ()
+    allow: tuple[Rule, ...] = ()
+    audit: tuple[Rule, ...] = ()
+    allows: bool = False
+    shadow_allows: bool = False
+    where: str = ""
+
+
+class Verdict(Struct, frozen=True):
+    """What is decided and by which rule; None when no ALLOW rule matched, or none was needed.
+
+    `shadow` is the verdict if the rules in the shadow counted too.
+    """
+
+    outcome: Outcome
+    rule: Rule | None
+    shadow: Outcome
+    shadow_rule: Rule | None
+
+
+class Authorizer:
+    """Decides requests by one RuleSet. `port` is the application's, for requests whose destination is not known."""
+
+    def __init__(self, rules: RuleSet, port: int = 0) -> None:
+        self.rules = rules
+        self._deny = Table(rules.deny, port)
+        self._allow = Table(rules.allow, port)
+        self._audit = Table(rules.audit, port)
+        self._in_shadow = any(rule.shadow for rule in (*rules.deny, *rules.allow)) or (
+            rules.shadow_allows and not rules.allows
+        )
+
+    def decide(self, request: Request) -> Verdict:
+        """Returns the verdict on a request."""
+        rules = self.rules
+        denied = self._deny.match(request)
+        outcome, rule = self._verdict(denied, request, False, rules.allows)
+        if not self._in_shadow:
+            return Verdict(outcome, rule, outcome, rule)
+        return Verdict(outcome, rule, *self._verdict(denied, request, True, rules.shadow_allows))
+
+    def audited(self, request: Request) -> list[Rule]:
+        """Returns the AUDIT rules that match."""
+        return self._audit.rules_in(self._audit.match(request))
+
+    def _verdict(self, denied: int, request: Request, shadow: bool, allows: bool) -> tuple[Outcome, Rule | None]:
+        if denied:
+            rule = self._deny.first(denied, shadow)
+            if rule is not None:
+                return "DENY", rule
+        if not allows:
+            return "ALLOW", None
+        rule = self._allow.first(self._allow.match(request), shadow)
+        return ("DENY" if rule is None else "ALLOW"), rule
+
+
+class Table:
+    """Rules as rows of clauses; `match` returns the mask of the rows that a request satisfies."""
+
+    def __init__(self, rules: Sequence[Rule], port: int = 0) -> None:
+        rows: list[tuple[Rule, tuple[Clause, ...]]] = []
+        for rule in rules:
+            rows += [(rule, tuple(chain.from_iterable(choice))) for choice in product(*rule.groups)]
+        self._owners = [rule for rule, _ in rows]
+        self._all = (1 << len(rows)) - 1
+        self._live = sum(1 << index for index, rule in enumerate(self._owners) if not rule.shadow)
+        self._columns = [
+            (_reader(attribute, key, port), column.mask) for (attribute, key, _), column in _columns(rows).items()
+        ]
+
+    def match(self, request: Request) -> int:
+        """Returns the rows that match; the rows of earlier rules are the lower bits."""
+        mask = self._all
+        for read, masks in self._columns:
+            if not mask:
+                break
+            mask &= masks(read(request))
+        return mask
+
+    def first(self, mask: int, shadow: bool) -> Rule | None:
+        """Returns the first rule of a mask, those in the shadow only if `shadow`."""
+        if not shadow:
+            mask &= self._live
+        return self._owners[(mask & -mask).bit_length() - 1] if mask else None
+
+    def rules_in(self, mask: int) -> list[Rule]:
+        """Returns every rule of a mask, once."""
+        return list(dict.fromkeys(rule for index, rule in enumerate(self._owners) if mask >> index & 1))
+
+
+class _Column:
+    """All clauses on one attribute, at most one a row: the mask of rows that accept a value."""
+
+    def __init__(self, attribute: Attribute, rows: int) -> None:
+        self._attribute = attribute
+        self._free = (1 << rows) - 1
+        self._negated = 0
+        self._patterns: dict[str, int] = {}
+        self._known: dict[Any, int] = {}
+        self._find: Callable[[Any], int] | None = None
+
+    def add(self, row: int, clause: Clause) -> None:
+        """Adds the clause of a row."""
+        bit = 1 << row
+        self._free &= ~bit
+        if clause.negated:
+            self._negated |= bit
+        for value in clause.values:
+            self._patterns[value] = self._patterns.get(value, 0) | bit
+
+    def mask(self, value: Any) -> int:
+        """Returns the rows that a value of the attribute satisfies."""
+        mask = self._known.get(value)
+        if mask is None:
+            if self._find is None:
+                self._find = _finder(self._attribute, self._patterns)
+            found = self._find(value)
+            mask = self._free | (found & ~self._negated) | (self._negated & ~found)
+            if len(value) <= _LONGEST_VALUE:
+                if len(self._known) >= _MOST_VALUES:
+                    self._known.clear()
+                self._known[value] = mask
+        return mask
+
+
+def _columns(rows: list[tuple[Rule, tuple[Clause, ...]]]) -> dict[tuple[Attribute, str, int], _Column]:
+    """Returns the columns by (attribute, key, number): a row's second clause on one attribute is in a second column."""
+    columns: dict[tuple[Attribute, str, int], _Column] = {}
+    for row, (_, clauses) in enumerate(rows):
+        seen: dict[tuple[Attribute, str], int] = {}
+        for clause in clauses:
+            place = clause.attribute, clause.key
+            number = seen[place] = seen.get(place, -1) + 1
+            key = (*place, number)
+            if key not in columns:
+                columns[key] = _Column(clause.attribute, len(rows))
+            columns[key].add(row, clause)
+    return columns
+
+
+def _reader(attribute: Attribute, key: str, port: int) -> Callable[[Request], Any]:
+    """Returns the function that takes an attribute from a request: text as bytes, identities and addresses as str."""
+    if attribute == "header":
+        name = key.lower().encode()
+        return lambda request: joined(request.headers, name) or b""
+    if attribute == "anyIP":
+        return lambda request: (request.source, request.forwarded)
+    if attribute == "port":
+        return lambda request: str(request.destination[1] if request.destination else port)
+    return _READERS[attribute]
+
+
+_READERS: dict[str, Callable[[Request], Any]] = {
+    "identity": lambda request: request.peer.identity,
+    "principal": lambda request: request.peer.uri[9:],
+    "namespace": lambda request: request.peer.namespace,
+    "serviceAccount": lambda request: (
+        f"{request.peer.namespace}/{request.peer.service_account}" if request.peer.service_account else ""
+    ),
+    "trustDomain": lambda request: request.peer.trust_domain,
+    "peerIP": lambda request: request.source,
+    "clientIP": lambda request: request.forwarded or request.source,
+    "method": lambda request: request.method,
+    "path": lambda request: request.path,
+    "host": lambda request: request.authority.lower(),
+}
+_TEXT = ("method", "path", "host", "header")
+_TEMPLATE = re.compile(r"\{\*\*?\}")
+
+
+def _finder(attribute: Attribute, patterns: dict[str, int]) -> Callable[[Any], int]:
+    """Returns a function from a value to the rows with a pattern that matches it."""
+    if attribute in _ADDRESSES:
+        return _address_finder(patterns)
+    if attribute == "host":
+        return _host_finder(patterns)
+    return _text_finder(attribute, patterns)
+
+
+def _text_finder(attribute: Attribute, patterns: dict[str, int]) -> Callable[[Any], int]:
+    encode: Callable[[str], Any] = str.encode if attribute in _TEXT else str
+    present = patterns.get("*", 0)
+    exact: dict[Any, int] = {}
+    prefixes: dict[Any, int] = {}
+    suffixes: dict[Any, int] = {}
+    templates: list[tuple[Callable[[bytes], bool], int]] = []
+    for pattern, rows in patterns.items():
+        if pattern == "*":
+            continue
+        if attribute == "path" and _TEMPLATE.search(pattern):
+            templates.append((template(pattern), rows))
+        elif pattern.endswith("*"):
+            prefixes[encode(pattern[:-1])] = rows
+        elif pattern.startswith("*"):
+            suffixes[encode(pattern[1:])] = rows
+        else:
+            exact[encode(pattern)] = rows
+    heads, tails = sorted({len(text) for text in prefixes}), sorted({len(text) for text in suffixes})
+
+    def find(value: Any) -> int:
+        rows = exact.get(value, 0)
+        if value:
+            rows |= present
+        size = len(value)
+        for length in heads:
+            if length > size:
+                break
+            rows |= prefixes.get(value[:length], 0)
+        for length in tails:
+            if length > size:
+                break
+            rows |= suffixes.get(value[size - length :], 0)
+        for matches, more in templates:
+            if matches(value):
+                rows |= more
+        return rows
+
+    return find
+
+
+def _host_finder(patterns: dict[str, int]) -> Callable[[Any], int]:
+    """Hosts are compared without their case; a pattern without a port matches every port."""
+    with_port = {pattern.lower(): rows for pattern, rows in patterns.items() if ":" in pattern}
+    bare = {pattern.lower(): rows for pattern, rows in patterns.items() if ":" not in pattern}
+    whole_authority, host_alone = _text_finder("host", with_port), _text_finder("host", bare)
+
+    def find(authority: bytes) -> int:
+        host, colon, port = authority.rpartition(b":")
+        return whole_authority(authority) | host_alone(host if colon and port.isdigit() else authority)
+
+    return find
+
+
+def _address_finder(patterns: dict[str, int]) -> Callable[[Any], int]:
+    networks = [(ipaddress.ip_network(pattern, strict=False), rows) for pattern, rows in patterns.items()]
+
+    def find(value: str | tuple[str, str]) -> int:
+        found = 0
+        for text in (value,) if isinstance(value, str) else value:
+            try:
+                address = ipaddress.ip_address(text)
+            except ValueError:
+                continue
+            mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+            for network, rows in networks:
+                if (mapped or address) in network:
+                    found |= rows
+        return found
+
+    return find
+
+
+def template(pattern: str) -> Callable[[bytes], bool]:
+    """Returns the matcher of a path with `{*}` (one segment) and `{**}` (any number of them)."""
+    parts = _TEMPLATE.split(pattern)
+    holes = ["[^/]+" if hole == "{*}" else ".*" for hole in _TEMPLATE.findall(pattern)]
+    return whole("".join(re.escape(part) + hole for part, hole in zip(parts, [*holes, ""], strict=True)))
