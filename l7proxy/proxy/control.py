@@ -3,24 +3,18 @@
 import asyncio
 import random
 import time
-from collections.abc import Coroutine, Generator
+from collections.abc import Coroutine
 from hashlib import blake2b
-from typing import Any, TypeVar
+from typing import Any
 
 from l7proxy.config.model import Model
 from l7proxy.core.errors import ConfigError
 from l7proxy.core.handler import Keep, Source
 from l7proxy.core.message import Request
+from l7proxy.core.slices import between, finish
 from l7proxy.proxy.compile import Compiler
 from l7proxy.proxy.snapshot import Live, Snapshot
 from l7proxy.telemetry.facade import Telemetry, resource
-
-T = TypeVar("T")
-
-SLICE = 0.0005
-"""Seconds of compilation between two turns of the event loop."""
-
-PAUSE = 0.001
 
 
 class Control:
@@ -43,7 +37,7 @@ class Control:
         self._since = stats.gauge("l7proxy_config_live_since_seconds", "When the live configuration went live")
         self._rejected = stats.counter("l7proxy_config_rejected_total", "Configurations that were refused")
         self._accepted = stats.counter("l7proxy_config_accepted_total", "Configurations that went live")
-        snapshot = _exhaust(self._compiler.steps(model))
+        snapshot = finish(self._compiler.steps(model))
         self.live = Live(snapshot, self._refused, self._failed)
         self._swap(snapshot)
 
@@ -58,7 +52,7 @@ class Control:
             if model.version == self.snapshot.version:
                 return
             try:
-                snapshot = await sliced(self._compiler.steps(model))
+                snapshot = await between(self._compiler.steps(model))
             except BaseException:
                 self._compiler.rollback()
                 raise
@@ -117,23 +111,3 @@ class Control:
     def _failed(self, request: Request, error: Exception) -> None:
         route = request.route.name if request.route is not None else ""
         self.telemetry.log("error", "policy failed", route=route, error=f"{type(error).__name__}: {error}")
-
-
-def _exhaust(steps: Generator[None, None, T]) -> T:
-    while True:
-        try:
-            next(steps)
-        except StopIteration as done:
-            return done.value  # type: ignore[no-any-return]
-
-
-async def sliced(steps: Generator[None, None, T]) -> T:
-    """Runs a generator to its end in slices, with time for traffic between them."""
-    while True:
-        until = time.perf_counter() + SLICE
-        try:
-            while time.perf_counter() < until:
-                next(steps)
-        except StopIteration as done:
-            return done.value  # type: ignore[no-any-return]
-        await asyncio.sleep(PAUSE)

@@ -5,6 +5,7 @@ from contextlib import suppress
 from typing import Any, Final, cast
 from urllib.parse import unquote_to_bytes
 
+from l7proxy.core.drive import Drive
 from l7proxy.core.errors import CODES, Cut, ProxyError
 from l7proxy.core.headers import Headers, without
 from l7proxy.core.message import Body
@@ -56,7 +57,7 @@ class H1Exchange:
         self.head = head
         self.body = body
         self.upgrade = head.upgrade
-        self.task: asyncio.Task[None] | None = None
+        self.task: Drive | None = None
         self._start: Message | None = None
         self.begun = False
         self._received = False
@@ -384,7 +385,7 @@ class H1Protocol(asyncio.Protocol):
         if transport is None or self._closing:
             return
         self._closing = True
-        if self.exchange is not None and self.exchange.task is not asyncio.current_task():
+        if self.exchange is not None and self.exchange.task is not cast(Any, asyncio.current_task()):
             task = self.exchange.task
             if task is not None:
                 task.cancel()
@@ -489,10 +490,11 @@ class H1Protocol(asyncio.Protocol):
         elif head.upgrade is not None:
             body = self._stream = Stream(self._consumed)
         exchange = self.exchange = H1Exchange(self, head, body)
-        exchange.task = self.listener.loop.create_task(exchange.run())
+        exchange.task = Drive(exchange.run(), self.listener.loop)
+        exchange.task.start()
 
     def _becomes_h2(self) -> bool:
-        """HTTP/2 with prior knowledge (RFC 9113 3.3) begins with what is no HTTP/1.1 request, which pays nothing for it."""
+        """HTTP/2 by prior knowledge (RFC 9113 3.3): its preface is no HTTP/1.1 request, so those pay nothing."""
         transport = self.transport
         if not self._fresh or self.secure or transport is None:
             return False

@@ -232,10 +232,11 @@ class H1Connection(asyncio.Protocol):
                 if not complete:
                     self._stream = stream
                     self._throttle(stream.size)
-        waiter = cast("asyncio.Future[tuple[ResponseHead, Body]]", self._take_waiter())
-        waiter.set_result((head, body))
+        waiter = self._take_waiter()
         if complete:
             self._complete(head)
+        if waiter is not None:
+            waiter.set_result((head, body))
 
     def _receive_body(self, stream: Stream) -> None:
         reader = self._reader
@@ -272,8 +273,9 @@ class H1Connection(asyncio.Protocol):
         stream = self._stream = Stream(self._consumed, self._closed)
         if rest := self._reader.take_rest():
             stream.feed(rest)
-        waiter = cast("asyncio.Future[tuple[ResponseHead, Body]]", self._take_waiter())
-        waiter.set_result((head, stream))
+        waiter = self._take_waiter()
+        if waiter is not None:
+            waiter.set_result((head, stream))
 
     async def _send(self, stream: Stream, chunked: bool) -> None:
         """Pumps the request body to the upstream while the response may already be on its way."""
@@ -302,7 +304,7 @@ class H1Connection(asyncio.Protocol):
             late = ProxyError("upstream_timeout", "no response head in time")
             self._timer = self._loop.call_later(max(seconds, 0.0), self._fail, late)
 
-    def _take_waiter(self) -> "asyncio.Future[tuple[ResponseHead, Body]] | None":
+    def _take_waiter(self) -> "Waiter[tuple[ResponseHead, Body]] | None":
         """Returns who waits for the head; its timer ends here, for the next request may begin before it goes on."""
         waiter, self._waiter = self._waiter, None
         if self._timer is not None:
