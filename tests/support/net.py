@@ -1,36 +1,51 @@
 """Ports that nobody else uses, and waiting that ends as soon as it can."""
 
-import os
-import random
+import itertools
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 Address = tuple[str, int]
 T = TypeVar("T")
 
-# Below the kernel's ephemeral range, or an outgoing connection of another test could take the port first.
-_PORTS = range(20_000, 32_000)
-_given: set[int] = set()
-_random = random.Random(os.getpid() ^ time.monotonic_ns())
+# Below the kernel's ephemeral range, or an outgoing connection of another test could take the port first. Each process
+# takes one block, so that test processes side by side never pick the same port.
+_FIRST, _BLOCK, _BLOCKS = 12_000, 1_000, 20
+_ports: Iterator[int] | None = None
+_lock: socket.socket | None = None
 
 
 def free_port() -> int:
-    """Returns a TCP port of 127.0.0.1 that nothing listens on and that this process has not given out before."""
-    for _ in range(1000):
-        port = _random.choice(_PORTS)
-        if port in _given:
-            continue
+    """Returns a TCP port of 127.0.0.1 that nothing listens on, and none that was given out shortly before."""
+    global _ports
+    if _ports is None:
+        _ports = itertools.cycle(_own_block())
+    for port in itertools.islice(_ports, _BLOCK):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
-        _given.add(port)
         return port
     raise RuntimeError("no free port")
+
+
+def _own_block() -> range:
+    """Returns a block of ports that is this process's as long as it lives: an abstract socket is the lock."""
+    global _lock
+    for block in range(_BLOCKS):
+        lock = socket.socket(socket.AF_UNIX)
+        try:
+            lock.bind(f"\0l7proxy-test-ports-{block}")
+        except OSError:
+            lock.close()
+            continue
+        _lock = lock
+        start = _FIRST + block * _BLOCK
+        return range(start, start + _BLOCK)
+    raise RuntimeError(f"more than {_BLOCKS} test processes at once")
 
 
 def free_address() -> Address:
