@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import cast
 
+from l7proxy.core.drive import Waiter
 from l7proxy.core.errors import ProxyError
 from l7proxy.core.headers import Headers
 from l7proxy.core.message import Body
@@ -39,7 +40,7 @@ class H1Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._reader = ResponseReader(limits)
         self._method = b"GET"
-        self._waiter: asyncio.Future[tuple[ResponseHead, Body]] | None = None
+        self._waiter: Waiter[tuple[ResponseHead, Body]] | None = None
         self._head: ResponseHead | None = None
         self._stream: Stream | None = None
         self._sender: asyncio.Task[None] | None = None
@@ -99,7 +100,8 @@ class H1Connection(asyncio.Protocol):
             self._write(data + (b"transfer-encoding: chunked\r\n\r\n" if chunked else b"\r\n"))
             self._sending = True
             self._sender = self._loop.create_task(self._send(cast(Stream, body), chunked))
-        waiter = self._waiter = self._loop.create_future()
+        waiter: Waiter[tuple[ResponseHead, Body]] = Waiter(loop=self._loop)
+        self._waiter = waiter
         self._sent = sent
         if sent is not None and not self._sending:
             self._arm()
@@ -236,7 +238,7 @@ class H1Connection(asyncio.Protocol):
         if complete:
             self._complete(head)
         if waiter is not None:
-            waiter.set_result((head, body))
+            waiter.resolve((head, body))
 
     def _receive_body(self, stream: Stream) -> None:
         reader = self._reader
@@ -275,7 +277,7 @@ class H1Connection(asyncio.Protocol):
             stream.feed(rest)
         waiter = self._take_waiter()
         if waiter is not None:
-            waiter.set_result((head, stream))
+            waiter.resolve((head, stream))
 
     async def _send(self, stream: Stream, chunked: bool) -> None:
         """Pumps the request body to the upstream while the response may already be on its way."""
@@ -301,10 +303,12 @@ class H1Connection(asyncio.Protocol):
     def _arm(self) -> None:
         seconds = self._sent() if self._sent is not None else None
         if seconds is not None and self._waiter is not None:
-            late = ProxyError("upstream_timeout", "no response head in time")
-            self._timer = self._loop.call_later(max(seconds, 0.0), self._fail, late)
+            self._timer = self._loop.call_later(seconds if seconds > 0.0 else 0.0, self._late)
 
-    def _take_waiter(self) -> "Waiter[tuple[ResponseHead, Body]] | None":
+    def _late(self) -> None:
+        self._fail(ProxyError("upstream_timeout", "no response head in time"))
+
+    def _take_waiter(self) -> Waiter[tuple[ResponseHead, Body]] | None:
         """Returns who waits for the head; its timer ends here, for the next request may begin before it goes on."""
         waiter, self._waiter = self._waiter, None
         if self._timer is not None:
