@@ -77,7 +77,7 @@ class H2Protocol(asyncio.Protocol):
         self.client = _address(transport.get_extra_info("peername"))
         self.server = _address(transport.get_extra_info("sockname"))
         listener = self.listener
-        listener.watch(self, listener.now + listener.timeouts.head)
+        listener.watch(self, listener.now + min(listener.timeouts.head, listener.timeouts.stream))
         if listener.timeouts.max_age != NEVER:
             # Jittered by a tenth, so that connections made together do not end together.
             self.close_at = listener.now + listener.timeouts.max_age * (0.9 + (id(self) >> 4) % 100 / 1000)
@@ -93,6 +93,7 @@ class H2Protocol(asyncio.Protocol):
     def _receive(self, data: bytes) -> None:
         now = self._touched = self.listener.now
         session = self.session
+        self._flushing = True
         begun: list[H2Exchange] = []
         for event in session.receive(data, now):
             if type(event) is RequestHead:
@@ -109,8 +110,7 @@ class H2Protocol(asyncio.Protocol):
                 self._on_event(event, begun)
         for exchange in begun:
             exchange.begin()
-        if session.has_output:
-            self._flush()
+        self._flush()
 
     def eof_received(self) -> bool:
         return False
@@ -167,7 +167,7 @@ class H2Protocol(asyncio.Protocol):
                 return None
         else:
             until = min(exchange.touched for exchange in self.exchanges) + timeouts.stream
-        until = min(until, now + timeouts.head, max(self.close_at, now + 1.0))
+        until = min(until, now + min(timeouts.head, timeouts.stream), max(self.close_at, now + 1.0))
         if self._goaway_at is not None:
             until = min(until, max(self._goaway_at, now + 1.0))
         return until
@@ -231,7 +231,7 @@ class H2Protocol(asyncio.Protocol):
             session.send_reset(stream, Error.NO_ERROR)
         self.flush_soon()
 
-    def end_exchange(self, exchange: H2Exchange, code: Error) -> None:
+    def end_exchange(self, exchange: H2Exchange, code: int) -> None:
         """The application is done with a stream: what is left of it is not wanted."""
         stream = exchange.stream
         stream.owner = None

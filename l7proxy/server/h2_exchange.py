@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Final, cast
 from urllib.parse import unquote_to_bytes
 
+from l7proxy.core.drive import Drive
 from l7proxy.core.errors import Cut
 from l7proxy.core.headers import Headers
 from l7proxy.core.message import Body
@@ -57,7 +58,7 @@ class H2Exchange:
         self.headers = list(head.headers)
         self.body: Body = b""
         self.upgrade = head.protocol
-        self.task: asyncio.Task[None] | None = None
+        self.task: Drive | None = None
         self.touched = connection.listener.now
         self.begun = False
         self._early: list[bytes] = []
@@ -100,7 +101,8 @@ class H2Exchange:
             self.body = self._early[0] if len(self._early) == 1 else b"".join(self._early)
             connection.session.release(stream)
         connection.exchanges.add(self)
-        self.task = connection.listener.loop.create_task(self.run())
+        task = self.task = Drive(self.run(), connection.listener.loop)
+        task.start()
 
     def receive_data(self, data: bytes, ended: bool) -> None:
         """Takes body bytes as they arrive."""
@@ -149,7 +151,7 @@ class H2Exchange:
         head = self.head
         raw_path, _, query = head.target.partition(b"?")
         path = unquote_to_bytes(raw_path) if b"%" in raw_path else raw_path
-        code = Error.INTERNAL_ERROR
+        code: int = Error.INTERNAL_ERROR
         try:
             await connection.listener.app(
                 {
@@ -171,8 +173,9 @@ class H2Exchange:
                 self.send,
             )
             code = Error.NO_ERROR
-        except Cut:
-            pass
+        except Cut as cut:
+            # What the upstream said in HTTP/2 is what the client hears.
+            code = getattr(cut.__cause__, "reset", code) or code
         except asyncio.CancelledError:
             # Whoever cancelled has dealt with the stream.
             return

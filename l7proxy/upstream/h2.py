@@ -81,13 +81,14 @@ class H2Connection(asyncio.Protocol):
         body: Body,
         upgrade: bytes | None = None,
         sent: Callable[[], float | None] | None = None,
+        until: float | None = None,
     ) -> tuple[ResponseFields, Body]:
         """Sends one request and waits for the head of its response.
 
         An upgrade becomes an extended CONNECT (RFC 8441), and the 200 that accepts it a 101. `sent()` is called when
-        the whole request is out, and returns how many seconds the head may take from there. Raises Unprocessed,
-        Unanswered, or ProxyError with upstream_reset, upstream_timeout or upstream_protocol. A caller that is cancelled
-        resets its stream.
+        the whole request is out, and returns how many seconds the head may take from there; `until` is when the whole
+        exchange must have ended, on the event loop's clock. Raises Unprocessed, Unanswered, or ProxyError with
+        upstream_reset, upstream_timeout or upstream_protocol. A caller that is cancelled resets its stream.
         """
         self.uses += 1
         call = H2Call(self)
@@ -107,7 +108,7 @@ class H2Connection(asyncio.Protocol):
         stream = call.stream = self.session.open(fields + headers, type(body) is bytes and not body, method == b"HEAD")
         stream.owner = call
         self._known_active += 1
-        return await call.run(body, sent)
+        return await call.run(body, sent, until)
 
     def close(self) -> None:
         """Ends the connection when its requests have ended."""
@@ -143,6 +144,7 @@ class H2Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self.received += len(data)
         self._heard = True
+        self._flushing = True
         session = self.session
         for event in session.receive(data, self.loop.time()):
             if type(event) is Data:
@@ -155,9 +157,10 @@ class H2Connection(asyncio.Protocol):
                 event.stream.owner.receive_trailers(event.headers)
             else:
                 self._on_event(event)
-        for call in self.answered:
-            call.deliver()
-        self.answered.clear()
+        if self.answered:
+            answered, self.answered = self.answered, []
+            for call in answered:
+                call.deliver()
         self._flush()
 
     def eof_received(self) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from hashlib import sha1
 from typing import TYPE_CHECKING, cast
 
+from l7proxy.core.drive import Waiter
 from l7proxy.core.errors import ProxyError
 from l7proxy.core.headers import Headers
 from l7proxy.core.message import Body
@@ -18,6 +19,15 @@ if TYPE_CHECKING:
     from l7proxy.upstream.h2 import H2Connection
 
 _WEBSOCKET_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+
+
+# The gRPC status that a client makes of a reset, by HTTP/2 error code ("Errors" in PROTOCOL-HTTP2.md).
+_GRPC: dict[int, int] = {
+    Error.REFUSED_STREAM: 14,
+    Error.CANCEL: 1,
+    Error.ENHANCE_YOUR_CALM: 8,
+    Error.INADEQUATE_SECURITY: 7,
+}
 
 
 class Unprocessed(ProxyError):
@@ -35,6 +45,7 @@ class StreamReset(ProxyError):
     def __init__(self, reset: int) -> None:
         super().__init__("upstream_reset", f"stream reset with error {reset}")
         self.reset = reset
+        self.grpc = _GRPC.get(reset, 13)
 
 
 class H2Call:
@@ -53,6 +64,7 @@ class H2Call:
         "_sender",
         "_writable",
         "_timer",
+        "_deadline",
         "_sent",
     )
 
@@ -61,7 +73,7 @@ class H2Call:
         self.stream: H2Stream
         self.upgrade: bytes | None = None
         self.key = b""
-        self._waiter: asyncio.Future[tuple[ResponseFields, Body]] = connection.loop.create_future()
+        self._waiter: Waiter[tuple[ResponseFields, Body]] = Waiter(loop=connection.loop)
         self._head: ResponseFields | None = None
         self._early: list[bytes] = []
         self._body: Stream | None = None
@@ -69,11 +81,16 @@ class H2Call:
         self._sender: asyncio.Task[None] | None = None
         self._writable: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._deadline: asyncio.TimerHandle | None = None
         self._sent: Callable[[], float | None] | None = None
 
-    async def run(self, body: Body, sent: Callable[[], float | None] | None) -> tuple[ResponseFields, Body]:
+    async def run(
+        self, body: Body, sent: Callable[[], float | None] | None, until: float | None
+    ) -> tuple[ResponseFields, Body]:
         """Sends the body that follows the head, and waits for the head of the response."""
         connection = self.connection
+        if until is not None:
+            self._deadline = connection.loop.call_at(until, self._expire)
         if type(body) is bytes:
             if body:
                 # What the windows do not admit leaves as they open: the bytes are in memory anyway.
@@ -97,6 +114,8 @@ class H2Call:
     def cancel(self) -> None:
         """Nobody waits for the response any more."""
         connection = self.connection
+        if self._deadline is not None:
+            self._deadline.cancel()
         if self._sender is not None:
             self._sender.cancel()
         if self.stream.state:
@@ -156,7 +175,7 @@ class H2Call:
         else:
             self._begin_body()
             body = cast(Stream, self._body)
-        self._waiter.set_result((cast(ResponseFields, self._head), body))
+        self._waiter.resolve((cast(ResponseFields, self._head), body))
 
     def fail(self, error: ProxyError) -> None:
         """The stream has ended before its time."""
@@ -165,6 +184,8 @@ class H2Call:
         if self._complete:
             return
         self._complete = True
+        if self._deadline is not None:
+            self._deadline.cancel()
         if self._body is not None:
             self._body.fail(error)
         elif not self._waiter.done():
@@ -186,6 +207,8 @@ class H2Call:
     def _end(self) -> None:
         """The response is complete; a request that is not has nobody to read it."""
         self._complete = True
+        if self._deadline is not None:
+            self._deadline.cancel()
         if self.stream.state:
             if self._sender is not None:
                 self._sender.cancel()
@@ -208,8 +231,12 @@ class H2Call:
             self._timer = self.connection.loop.call_later(max(seconds, 0), self._expire)
 
     def _expire(self) -> None:
+        error = ProxyError("upstream_timeout", "no response in time")
         if not self._waiter.done():
-            self._waiter.set_exception(ProxyError("upstream_timeout", "no response head in time"))
+            self._waiter.set_exception(error)
+        elif not self._complete:
+            self.fail(error)
+            self.cancel()
 
     async def _send(self, body: Stream) -> None:
         """Pumps the request body to the upstream while the response may already be on its way."""

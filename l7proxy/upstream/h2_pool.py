@@ -9,6 +9,7 @@ from typing import cast
 import httpx
 
 from l7proxy.core.errors import ProxyError
+from l7proxy.core.headers import Headers
 from l7proxy.core.message import Request
 from l7proxy.upstream.dial import (
     IDEMPOTENT,
@@ -55,6 +56,7 @@ class H2Transport(httpx.AsyncBaseTransport):
         upgrade = None if ledger is None else ledger.upgrade
         sent = patience_of(ledger)
         again = False
+        until = None
         while True:
             connection = self._ready(method in IDEMPOTENT) or await self._connection(ledger)
             if ledger is not None:
@@ -62,7 +64,7 @@ class H2Transport(httpx.AsyncBaseTransport):
             reused = connection.uses > 0
             try:
                 head, response_body = await connection.exchange(
-                    method, target, self._scheme, host, fields, body, upgrade, sent
+                    method, target, self._scheme, host, fields, body, upgrade, sent, until
                 )
             except Unprocessed:
                 if again or not untouched(body):
@@ -196,3 +198,9 @@ class H2Transport(httpx.AsyncBaseTransport):
                     idle = True
         if idle and not self._closed:
             self._sweeper = self._loop.call_later(self._dial.idle_timeout / 2, self._sweep)
+
+
+def _with_timeout(fields: Headers, seconds: float) -> Headers:
+    """Returns the fields of a gRPC call with what is left of its time."""
+    value = b"%du" % max(seconds * 1e6, 1) if seconds < 99 else b"%dm" % min(seconds * 1e3, 99_999_999)
+    return [(name, value) if name == b"grpc-timeout" else (name, old) for name, old in fields]
