@@ -8,6 +8,7 @@ from l7proxy.config.model import APP, Match, Resource, Route, Sidecar
 from l7proxy.config.precedence import exact_key, prefix_key
 from l7proxy.config.scalars import suggest
 from l7proxy.core.errors import Problem
+from l7proxy.core.slices import drained
 
 Problems = list[Problem]
 
@@ -28,6 +29,7 @@ def unique(documents: Iterable[Document], problems: Problems) -> Generator[None,
                 _note(problems, resource, "kind", f"there can be one Sidecar, and {_place(sidecar)} defines it")
             sidecar = sidecar or resource
         yield
+    yield from drained(seen)
 
 
 def references(

@@ -3,7 +3,7 @@
 import os
 import re
 import stat
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -20,7 +20,7 @@ from l7proxy.core.slices import finish
 
 SUFFIXES = (".yaml", ".yml", ".json")
 """What a file in a folder must be called to be read; hidden files and folders within are not."""
-_PART = 256 * 1024
+_PART = 64 * 1024
 _NAMES = re.compile(rb"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -65,8 +65,7 @@ class Loader:
         files = expand(paths, problems)
         for file in files:
             try:
-                data = yield from _contents(file)
-                found += yield from self._documents(file, data, known, content.update, problems)
+                found += yield from self._documents(file, known, content.update, problems)
             except ConfigError as error:
                 problems += error.problems
                 found.append(Broken())
@@ -93,14 +92,16 @@ class Loader:
     def _documents(
         self,
         file: str,
-        data: bytes,
         known: dict[tuple[str, bytes], Document | None],
         hashed: Callable[[bytes], None],
         problems: list[Problem],
     ) -> Generator[None, None, list[Document | Broken]]:
         folder = os.path.dirname(file)
         found: list[Document | Broken] = []
-        for chunk in chunks(data, file):
+        for chunk in chunks(_contents(file), file):
+            if chunk is None:
+                yield
+                continue
             values = [self._environment.get(name.decode(), "") for name in _NAMES.findall(chunk.data)]
             digest = blake2b(chunk.data + repr(values).encode(), digest_size=16).digest()
             hashed(digest)
@@ -197,9 +198,8 @@ def expand(paths: Sequence[str], problems: list[Problem]) -> list[str]:
     return [file for file in files if not os.path.isdir(file)]
 
 
-def _contents(file: str) -> Generator[None, None, bytes]:
+def _contents(file: str) -> Iterator[bytes]:
     """Reads a file in parts; raises ConfigError when it cannot be read or is too large."""
-    parts: list[bytes] = []
     size = 0
     try:
         # A pipe that nobody writes would hold the event loop for ever.
@@ -211,8 +211,6 @@ def _contents(file: str) -> Generator[None, None, bytes]:
                 size += len(part)
                 if size > MAX_BYTES:
                     raise ConfigError([Problem(file, 0, f"is larger than {MAX_BYTES >> 20} MiB")])
-                parts.append(part)
-                yield
+                yield part
     except OSError as error:
         raise ConfigError([Problem(file, 0, f"cannot be read: {error.strerror}")]) from None
-    return b"".join(parts)

@@ -11,6 +11,7 @@ from l7proxy.config.model import Match, Resource, Route
 from l7proxy.config.precedence import exact_key, prefix_key, suffixes, within
 from l7proxy.core.errors import Problem
 from l7proxy.core.patterns import literal_prefix
+from l7proxy.core.slices import drained
 
 _MAX_WARNINGS = 50
 _COMPARISONS = 100_000
@@ -35,6 +36,10 @@ class _Rule(NamedTuple):
         if path.prefix is not None:
             return "prefix", prefix_key(path.prefix)
         return "regex", (path.regex or "").encode()
+
+
+_Guarded = dict[tuple[str, str], list[tuple[_Rule, set[str]]]]
+"""The rules of each wide host that have policies which guard, and the names of these policies."""
 
 
 def shadowed(routes: Routes, problems: list[Problem], warnings: list[Problem]) -> Steps:
@@ -69,10 +74,7 @@ def shadowed(routes: Routes, problems: list[Problem], warnings: list[Problem]) -
         if taker is not None:
             lost.setdefault(id(rule.resource), []).append((rule, taker))
         yield
-    while claims:
-        # To let go of all of them at once would take milliseconds.
-        claims.popitem()
-        yield
+    yield from drained(claims)
     for pairs in lost.values():
         resource = pairs[0][0].resource
         places = {(rule.number, rule.host) for rule, _ in pairs}
@@ -92,25 +94,36 @@ def unenforced(routes: Routes, warnings: list[Problem]) -> Steps:
 
     There is no fall-through from host to host: a policy on `*` does not hold for a host that has routes of its own.
     """
-    hosts: dict[tuple[str, str], list[_Rule]] = {}
-    guarded: dict[tuple[str, str], list[tuple[_Rule, set[str]]]] = {}
+    guarded: _Guarded = {}
     for rule in _rules(routes):
-        spec = rule.resource.spec
-        hosts.setdefault((spec.direction, rule.host), []).append(rule)
-        guards = {policy.name for policy in spec.policies if policy.guards}
+        guards = {policy.name for policy in rule.resource.spec.policies if policy.guards}
         if guards and rule.host.startswith("*"):
-            guarded.setdefault((spec.direction, rule.host), []).append((rule, guards))
+            guarded.setdefault((rule.resource.spec.direction, rule.host), []).append((rule, guards))
         yield
+    if not guarded:
+        return
+    hosts: dict[tuple[str, str], list[_Rule]] = {}
+    for rule in _rules(routes):
+        hosts.setdefault((rule.resource.spec.direction, rule.host), []).append(rule)
+        yield
+    yield from _escapes(hosts, guarded, warnings)
+    yield from drained(hosts)
+    yield from drained(guarded)
+
+
+def _escapes(hosts: dict[tuple[str, str], list[_Rule]], guarded: _Guarded, warnings: list[Problem]) -> Steps:
     reported: set[tuple[int, int, str]] = set()
     left = _COMPARISONS
-    for (side, host), inners in hosts.items() if guarded else ():
+    for (side, host), inners in hosts.items():
         for outer, guards in [pair for pattern in _wider(host) for pair in guarded.get((side, pattern), ())]:
             for inner in inners:
                 left -= 1
-                if left < 0 or len(reported) >= _MAX_WARNINGS:
-                    return
                 if left % 64 == 0:
                     yield
+                if left < 0 or len(reported) >= _MAX_WARNINGS:
+                    file, line = outer.resource.where("spec.policies")
+                    warnings.append(Problem(file, line, "further routes that escape a policy are not listed"))
+                    return
                 missing = guards - {policy.name for policy in inner.resource.spec.policies}
                 if inner.resource is outer.resource or not missing or not _overlap(outer, inner):
                     continue

@@ -8,7 +8,7 @@ for an environment variable, `$${` for `${` itself.
 
 import os
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from collections.abc import Mapping as Environment
 from typing import Any, NamedTuple, NoReturn, Union
 
@@ -23,6 +23,7 @@ MAX_NODES = 200_000
 _STEP = 200
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _VARIABLE = re.compile(r"\$(\$\{)|\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_DOCUMENT = re.compile(rb"\n---(?=[ \t\r\n])")
 _UNQUOTED = re.compile(r"[\[{,:]\s*\$\{")
 _NULLS = frozenset(("", "~", "null", "Null", "NULL"))
 
@@ -63,23 +64,34 @@ class Chunk(NamedTuple):
     offset: int
 
 
-def chunks(data: bytes, file: str) -> Iterator[Chunk]:
-    """Splits a file into its documents; raises ConfigError for what is not text.
+def chunks(parts: Iterable[bytes], file: str) -> Iterator[Chunk | None]:
+    """Splits the text that comes in parts into documents; None says that a part held the end of none.
 
     A line that starts with `---` ends a document wherever it stands (YAML 1.2 9.1.2), even within quotes, so that the
-    parser is not needed to find it.
+    parser is not needed to find it. Raises ConfigError for what is not text.
     """
-    start = offset = 0
-    data = data.removeprefix(b"\xef\xbb\xbf")
-    while start < len(data):
-        end = data.find(b"\n---", start)
-        while end >= 0 and data[end + 4 : end + 5] not in (b"", b" ", b"\t", b"\r", b"\n"):
-            end = data.find(b"\n---", end + 1)
-        text = data[start : end + 1 or len(data)]
-        _check_text(text, file, offset)
-        yield Chunk(text, offset)
-        start += len(text)
-        offset += text.count(b"\n")
+    text = bytearray()
+    offset = looked = 0
+    for part in parts:
+        text += part if offset or text else part.removeprefix(b"\xef\xbb\xbf")
+        while found := _DOCUMENT.search(text, looked):
+            chunk = _chunk(bytes(text[: found.start() + 1]), file, offset)
+            yield chunk
+            del text[: len(chunk.data)]
+            offset += chunk.data.count(b"\n")
+            looked = 0
+        # The end of this part may be the start of a marker.
+        looked = max(len(text) - 4, 0)
+        yield None
+    # A marker that ends the file starts one more document, an empty one: nothing is lost without it.
+    rest = bytes(text)
+    if rest:
+        yield _chunk(rest[:-3] if rest.endswith(b"\n---") else rest, file, offset)
+
+
+def _chunk(text: bytes, file: str, offset: int) -> Chunk:
+    _check_text(text, file, offset)
+    return Chunk(text, offset)
 
 
 def _check_text(text: bytes, file: str, offset: int) -> None:

@@ -20,7 +20,8 @@ VALIDATOR = jsonschema.Draft7Validator(schema())
 
 def problems(text: str) -> list[str]:
     """Reads the text as editors do, by YAML 1.2: in 1.1 the key `on` would be the boolean true."""
-    documents = [plain(node) for chunk in chunks(text.encode(), "f") if (node := finish(parse(chunk, "f", {})))]
+    found = [finish(parse(chunk, "f", {})) for chunk in chunks([text.encode()], "f") if chunk]
+    documents = [plain(node) for node in found if node]
     assert documents
     return [error.message for found in documents for error in VALIDATOR.iter_errors(found)]
 

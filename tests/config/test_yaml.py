@@ -1,4 +1,5 @@
 import string
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from l7proxy.core.slices import finish
 
 def read(text: str | bytes, **environment: str) -> list[Node | None]:
     data = text.encode() if isinstance(text, str) else text
-    return [finish(parse(chunk, "f", environment)) for chunk in chunks(data, "f")]
+    return [finish(parse(chunk, "f", environment)) for chunk in chunks([data], "f") if chunk]
 
 
 def texts(node: Node | None):
@@ -52,14 +53,25 @@ def test_every_value_knows_the_line_of_its_key():
 
 def test_documents_are_split_where_a_line_starts_with_three_dashes():
     data = b"a: 1\n---\nb: ---\nc: '--- '\n--- # two\nd: |\n  ---\n---"
-    found = list(chunks(data, "f"))
+    found = [chunk for chunk in chunks([data], "f") if chunk]
     assert [texts(finish(parse(chunk, "f"))) for chunk in found] == [
         {"a": "1"},
         {"b": "---", "c": "--- "},
         {"d": "---\n"},
-        None,
     ]
-    assert [chunk.offset for chunk in found] == [0, 1, 4, 7]
+    assert [chunk.offset for chunk in found] == [0, 1, 4]
+
+
+@given(st.lists(st.integers(0, 60)))
+def test_documents_are_the_same_however_the_file_comes_in(cuts):
+    data = b"\xef\xbb\xbfa: 1\n---\nb: ---\n---x: '\n--- '\n--- # two\n\n---"
+    places = [0, *sorted(cuts), len(data)]
+    parts = [data[start:end] for start, end in pairwise(places) if start < end]
+    if len(parts[0]) < 3:
+        parts[:2] = [b"".join(parts[:2])]
+    whole = [chunk for chunk in chunks([data], "f") if chunk]
+    assert len(whole) == 4
+    assert [chunk for chunk in chunks(parts, "f") if chunk] == whole
 
 
 def test_an_alias_stands_for_its_anchor_at_its_own_line():
