@@ -179,6 +179,9 @@ def _judge(result: Result, seen: Observed, before: int, after: int) -> None:
     result.findings.append(
         Finding(text, (late - early) / mib, "MiB", f"<= {bound / mib:.1f} MiB", late - early <= bound)
     )
+    tenth = max(1, len(seen.samples) // 10)
+    parts = [median([rss for _, rss, _ in seen.samples[at : at + tenth]]) for at in range(0, len(seen.samples), tenth)]
+    result.notes.append("Memory, tenth by tenth: " + ", ".join(f"{part / mib:.1f}" for part in parts) + " MiB.")
     most = max(count for _, _, count in seen.samples)
     text = f"descriptors left over ({before} before, {most} at most, {after} after)"
     result.findings.append(Finding(text, after - before, "descriptors", "<= 0", after <= before))
