@@ -3,6 +3,7 @@
 import argparse
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ def main() -> int:
     if missing := [tool for tool in TOOLS if shutil.which(tool) is None]:
         print(f"not installed: {' '.join(missing)} (bench/README.md names the packages)", file=sys.stderr)
         return 1
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the lab is left, and ends what it started
     os.sched_setaffinity(0, {LOAD_CORE})
     if options.command == "soak":
         name, how = options.name or "soak", f"{options.minutes:g} minutes"
