@@ -61,6 +61,10 @@ class H2Transport(httpx.AsyncBaseTransport):
             connection = self._ready(method in IDEMPOTENT) or await self._connection(ledger)
             if ledger is not None:
                 ledger.t_connected = time.monotonic()
+                if ledger.grpc and ledger.deadline is not None:
+                    left = ledger.deadline - ledger.t_connected
+                    until = self._loop.time() + left
+                    fields = _with_timeout(fields, left)
             reused = connection.uses > 0
             try:
                 head, response_body = await connection.exchange(
