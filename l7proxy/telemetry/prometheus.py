@@ -12,8 +12,8 @@ from l7proxy.core.stats import LATENCY_BUCKETS, Family, Histogram, Labels, Stats
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
-PIECE = 16
-"""Series in one piece; that of a histogram takes about 10 us."""
+PIECE = 4
+"""Series in one piece: about 0.1 ms with compression. With 16, a scrape a second made the p99 of 1,000 requests/s 1.5x."""
 
 
 def wants_openmetrics(accept: str) -> bool:

@@ -128,7 +128,7 @@ def test_a_piece_is_never_long() -> None:
     route = Metrics(stats).route(Keep(), "r", True)
     for index in range(100):
         route.finish(finished(f"peer-{index}"), 200, 0.1)
-    assert max(piece.count("_count{") for piece in render(stats, TARGET)) == 16
+    assert max(piece.count("_count{") for piece in render(stats, TARGET)) == 4
 
 
 @pytest.mark.parametrize(
