@@ -171,6 +171,8 @@ class Metrics:
         self._peers = Peers(max_peers)
         self._tables: dict[tuple[str, bool], Table] = {}
         self._upstreams: dict[str, UpstreamMetrics] = {}
+        self._live: set[tuple[str, str]] = set()
+        self._gone: dict[tuple[str, str], float] = {}
 
     def route(
         self,
@@ -201,13 +203,34 @@ class Metrics:
             metrics = self._upstreams[name] = UpstreamMetrics(self.stats, name)
         return metrics
 
+    def settle(self, routes: Iterable[str], upstreams: Iterable[str], now: float) -> None:
+        """Tells which names the live configuration has; what others are labelled with goes after `IDLE` seconds."""
+        live = {("l7proxy_route", name) for name in routes} | {("l7proxy_upstream", name) for name in upstreams}
+        for name in self._live - live:
+            self._gone[name] = now
+        for name in live & self._gone.keys():
+            del self._gone[name]
+        self._live = live
+
     def expire(self, now: float) -> Iterator[None]:
-        """Forgets idle series, one route a step, so that the caller can spread the work; due about once a minute."""
+        """Forgets idle series, a route or family a step, so that the caller can spread the work; due once a minute."""
         for key, table in list(self._tables.items()):
             table.expire(now)
             if not table.series and not table.declared:
                 del self._tables[key]
             yield
+        gone = {name for name, since in self._gone.items() if now - since >= IDLE}
+        for family in self.stats if gone else ():
+            # Those of requests have just been looked at.
+            if family.name != SERVER:
+                for labels in list(family.children):
+                    if not gone.isdisjoint(labels):
+                        del family.children[labels]
+            yield
+        for label, name in gone:
+            del self._gone[label, name]
+            if label == "l7proxy_upstream":
+                self._upstreams.pop(name, None)
 
 
 class UpstreamMetrics:
