@@ -1,6 +1,6 @@
 """What is wrong between documents that are each right: names that clash or lead nowhere, files, targets, listeners."""
 
-from collections.abc import Generator, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from l7proxy.config.documents import Document
@@ -8,12 +8,12 @@ from l7proxy.config.model import APP, Match, Resource, Route, Sidecar
 from l7proxy.config.precedence import exact_key, prefix_key
 from l7proxy.config.scalars import suggest
 from l7proxy.core.errors import Problem
-from l7proxy.core.slices import drained
+from l7proxy.core.slices import Steps, drained
 
 Problems = list[Problem]
 
 
-def unique(documents: Iterable[Document], problems: Problems) -> Generator[None, None, None]:
+def unique(documents: Iterable[Document], problems: Problems) -> Steps[None]:
     """Two documents of a kind cannot have one name, and there is one Sidecar."""
     seen: dict[tuple[str, str, str], Resource[Any]] = {}
     sidecar: Resource[Sidecar] | None = None
@@ -32,9 +32,7 @@ def unique(documents: Iterable[Document], problems: Problems) -> Generator[None,
     yield from drained(seen)
 
 
-def references(
-    documents: Iterable[Document], upstreams: set[str] | None, app: bool, problems: Problems
-) -> Generator[None, None, None]:
+def references(documents: Iterable[Document], upstreams: set[str] | None, app: bool, problems: Problems) -> Steps[None]:
     """Files and upstreams that documents refer to must exist; without `upstreams` any name may."""
     files: dict[str, str] = {}
     for document in documents:

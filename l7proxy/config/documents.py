@@ -1,6 +1,5 @@
 """From the text of one document to a Resource, or to every mistake in it."""
 
-from collections.abc import Generator
 from collections.abc import Mapping as Environment
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ from l7proxy.config.model import ForeignMetadata, Metadata, Resource
 from l7proxy.config.scalars import INVALID, Notes, Reference, expected, suggest
 from l7proxy.config.yaml import Chunk, Mapping, Node, Scalar, parse
 from l7proxy.core.errors import ConfigError, Problem
+from l7proxy.core.slices import Steps
 
 _KEYS = ("apiVersion", "kind", "metadata", "spec")
 
@@ -39,7 +39,7 @@ class Broken(NamedTuple):
 
 def read(
     chunk: Chunk, file: str, folder: str, environment: Environment[str, str], problems: list[Problem]
-) -> Generator[None, None, Document | Broken | None]:
+) -> Steps[Document | Broken | None]:
     """Reads one document in small steps; None when it is empty. Adds every mistake to `problems`."""
     try:
         root = yield from parse(chunk, file, environment)

@@ -3,7 +3,7 @@
 import os
 import re
 import stat
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -16,7 +16,7 @@ from l7proxy.config.model import APP, Admin, Health, Inbound, Metrics, Model, Ou
 from l7proxy.config.yaml import MAX_BYTES, chunks
 from l7proxy.core.errors import ConfigError, Problem
 from l7proxy.core.fields import url
-from l7proxy.core.slices import finish
+from l7proxy.core.slices import Steps, finish
 
 SUFFIXES = (".yaml", ".yml", ".json")
 """What a file in a folder must be called to be read; hidden files and folders within are not."""
@@ -56,7 +56,7 @@ class Loader:
         self.files: set[str] = set()
         """Files, such as certificates, that the documents of the last attempt refer to."""
 
-    def steps(self, paths: Sequence[str], app: str | None = None) -> Generator[None, None, Model]:
+    def steps(self, paths: Sequence[str], app: str | None = None) -> Steps[Model]:
         """Does what `load` does in steps of well under a millisecond, so that an event loop can serve between them."""
         problems: list[Problem] = []
         found: list[Document | Broken] = []
@@ -95,7 +95,7 @@ class Loader:
         known: dict[tuple[str, bytes], Document | None],
         hashed: Callable[[bytes], None],
         problems: list[Problem],
-    ) -> Generator[None, None, list[Document | Broken]]:
+    ) -> Steps[list[Document | Broken]]:
         folder = os.path.dirname(file)
         found: list[Document | Broken] = []
         for chunk in chunks(_contents(file), file):
@@ -124,7 +124,7 @@ class Loader:
 
 def _model(
     documents: list[Document], broken: list[Broken], app: str | None, version: str, problems: list[Problem]
-) -> Generator[None, None, Model | None]:
+) -> Steps[Model | None]:
     """Puts documents together and checks what is between them; None where they are too few to make a model."""
     yield from checks.unique(documents, problems)
     by_kind: dict[str, list[Resource[Any]]] = {"Sidecar": [], "Upstream": [], "Route": []}

@@ -4,20 +4,19 @@ Both follow from the order of precedence. Conditions are compared as they are wr
 the same are not found out, and nothing is reported that is not so.
 """
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from l7proxy.config.model import Match, Resource, Route
 from l7proxy.config.precedence import exact_key, prefix_key, suffixes, within
 from l7proxy.core.errors import Problem
 from l7proxy.core.patterns import literal_prefix
-from l7proxy.core.slices import drained
+from l7proxy.core.slices import Steps, drained
 
 _MAX_WARNINGS = 50
 _COMPARISONS = 100_000
 
 Routes = Iterable[Resource[Route]]
-Steps = Generator[None, None, None]
 
 
 class _Rule(NamedTuple):
@@ -42,7 +41,7 @@ _Guarded = dict[tuple[str, str], list[tuple[_Rule, set[str]]]]
 """The rules of each wide host that have policies which guard, and the names of these policies."""
 
 
-def shadowed(routes: Routes, problems: list[Problem], warnings: list[Problem]) -> Steps:
+def shadowed(routes: Routes, problems: list[Problem], warnings: list[Problem]) -> Steps[None]:
     """Finds matches that others take every request from: an error when nothing of a route is left, else a warning.
 
     Among matches of one path with the same headers and query the earlier has the methods that both name; and a prefix
@@ -89,7 +88,7 @@ def shadowed(routes: Routes, problems: list[Problem], warnings: list[Problem]) -
         yield
 
 
-def unenforced(routes: Routes, warnings: list[Problem]) -> Steps:
+def unenforced(routes: Routes, warnings: list[Problem]) -> Steps[None]:
     """Warns where a more specific host takes requests that a wider host's route would hold to a policy that guards.
 
     There is no fall-through from host to host: a policy on `*` does not hold for a host that has routes of its own.
@@ -111,7 +110,7 @@ def unenforced(routes: Routes, warnings: list[Problem]) -> Steps:
     yield from drained(guarded)
 
 
-def _escapes(hosts: dict[tuple[str, str], list[_Rule]], guarded: _Guarded, warnings: list[Problem]) -> Steps:
+def _escapes(hosts: dict[tuple[str, str], list[_Rule]], guarded: _Guarded, warnings: list[Problem]) -> Steps[None]:
     reported: set[tuple[int, int, str]] = set()
     left = _COMPARISONS
     for (side, host), inners in hosts.items():

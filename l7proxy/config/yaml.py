@@ -8,13 +8,14 @@ for an environment variable, `$${` for `${` itself.
 
 import os
 import re
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from collections.abc import Mapping as Environment
 from typing import Any, NamedTuple, NoReturn, Union
 
 from msgspec import Struct
 
 from l7proxy.core.errors import ConfigError, Problem
+from l7proxy.core.slices import Steps
 
 MAX_BYTES = 16 << 20
 MAX_DEPTH = 32
@@ -108,9 +109,7 @@ def _check_text(text: bytes, file: str, offset: int) -> None:
         )
 
 
-def parse(
-    chunk: Chunk, file: str, environment: Environment[str, str] = os.environ
-) -> Generator[None, None, Node | None]:
+def parse(chunk: Chunk, file: str, environment: Environment[str, str] = os.environ) -> Steps[Node | None]:
     """Reads one document in small steps; None when there is nothing but comments. Lines count from its own first.
 
     Raises ConfigError with all duplicate keys and unset variables, or with the first mistake that ends the reading.

@@ -1,18 +1,16 @@
 from l7proxy.config.model import Match, PathMatch, TextMatch
+from l7proxy.core.slices import finish
 from l7proxy.proxy.router import Router, Rule, Trace
 
 
 def router(*rules: tuple[tuple[str, ...] | str, Match]) -> Router[str]:
     """Builds a router whose targets are the numbers of the rules, as text."""
-    steps = Router.build(
-        Rule((hosts,) if isinstance(hosts, str) else hosts, match, str(number))
-        for number, (hosts, match) in enumerate(rules)
+    return finish(
+        Router.build(
+            Rule((hosts,) if isinstance(hosts, str) else hosts, match, str(number))
+            for number, (hosts, match) in enumerate(rules)
+        )
     )
-    while True:
-        try:
-            next(steps)
-        except StopIteration as done:
-            return done.value
 
 
 def exact(path: str, **more) -> Match:
@@ -201,3 +199,10 @@ def test_a_trace_tells_that_no_route_names_the_host():
     trace: Trace = []
     assert ask(router(("a.org", Match())), "b.org", trace=trace) is None
     assert trace == [(None, "no route names this host")]
+
+
+def test_a_router_that_is_taken_apart_knows_nothing_any_more():
+    rules = router(("a.org", prefix("/")), ("*.org", exact("/x")), ("*.org", regex("/y.*")))
+    finish(rules.dismantle())
+    assert ask(rules, "a.org") is None
+    assert ask(rules, "b.org", "/x") is None
