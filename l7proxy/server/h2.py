@@ -35,6 +35,10 @@ _UNREAD_OUTPUT = 4 * HIGH_WATER
 """Bytes that a client may leave unread before we read nothing more from it; bodies stop long before it."""
 
 
+_STOP_AFTER = 0.01
+"""Seconds that a client gets to see a complete answer before it is told to stop sending: some take both at once amiss."""
+
+
 class H2Protocol(asyncio.Protocol):
     """One client connection."""
 
@@ -239,10 +243,11 @@ class H2Protocol(asyncio.Protocol):
         self.listener.answered += 1
         session = self.session
         session.release(stream)
-        if stream.state and stream.id not in session.waiting:
-            # After a complete answer this asks the client to stop sending (RFC 9113 8.1).
-            session.send_reset(stream, (code or Error.INTERNAL_ERROR) if stream.state & SENDING else Error.NO_ERROR)
+        if stream.state & SENDING:
+            session.send_reset(stream, code or Error.INTERNAL_ERROR)
             self.flush_soon()
+        elif stream.state:
+            self.listener.loop.call_later(_STOP_AFTER, self._stop_sending, stream)
         if session.refusing and not self.exchanges:
             self.listener.loop.call_soon(self._finish)
 
@@ -294,6 +299,12 @@ class H2Protocol(asyncio.Protocol):
             listener=self.listener.name,
             reason=reason,
         ).value += 1
+
+    def _stop_sending(self, stream: H2Stream) -> None:
+        """Asks the client to send no more of a request that is answered (RFC 9113 8.1)."""
+        if stream.state:
+            self.session.send_reset(stream, Error.NO_ERROR)
+            self.flush_soon()
 
     def _finish(self) -> None:
         if not self.exchanges:
