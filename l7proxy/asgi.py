@@ -5,7 +5,8 @@ cannot do (upgrades, the address dialled before a redirection, a peer without th
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from ssl import PEM_cert_to_DER_cert
 from typing import Any
 
 from l7proxy.config.load import load
@@ -15,6 +16,8 @@ from l7proxy.core.message import Body
 from l7proxy.core.peer import ANONYMOUS, Peer
 from l7proxy.core.stats import Stats
 from l7proxy.core.stream import HIGH_WATER, Stream
+from l7proxy.identity.peer import peer_of
+from l7proxy.identity.refusal import Refused
 from l7proxy.proxy.app import Receive, Scope, Send, make_app
 from l7proxy.proxy.control import Control
 from l7proxy.telemetry.facade import Telemetry
@@ -62,6 +65,17 @@ def create_app(config: Model | str | Sequence[str], direction: str = "inbound") 
     return app
 
 
+def _peer(tls: Mapping[str, Any] | None) -> Peer:
+    """Returns who showed the certificate that the server has verified; nobody for one that names no workload."""
+    chain = (tls or {}).get("client_cert_chain")
+    if not chain:
+        return ANONYMOUS
+    try:
+        return peer_of(PEM_cert_to_DER_cert(next(iter(chain))))
+    except (ValueError, Refused):
+        return ANONYMOUS
+
+
 class ForeignExchange:
     """What can be known of a request under a server that is not ours; see `core.exchange.Exchange`."""
 
@@ -75,9 +89,10 @@ class ForeignExchange:
             if name != b"host" and name not in HOP_BY_HOP and name not in named
         ]
         self.body = body
-        self.peer: Peer = ANONYMOUS
+        self.peer = _peer((scope.get("extensions") or {}).get("tls"))
         self.upgrade: bytes | None = None
         self.destination: tuple[str, int] | None = None
+        self.serves: Callable[[bytes], bool] | None = None
 
 
 async def foreign(app: App, scope: Scope, receive: Receive, send: Send) -> None:

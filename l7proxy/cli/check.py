@@ -16,6 +16,7 @@ from l7proxy.core.handler import Keep
 from l7proxy.core.slices import finish
 from l7proxy.core.stats import Stats
 from l7proxy.proxy.compile import Compiler
+from l7proxy.proxy.identities import problems
 from l7proxy.telemetry.facade import Telemetry
 from l7proxy.telemetry.log import Log
 
@@ -40,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
         for warning in model.warnings:
             print(f"{warning} (warning)", file=sys.stderr)
         asyncio.run(_compile(model))
+        if wrong := problems(model):
+            raise ConfigError(wrong)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 1

@@ -1,5 +1,6 @@
 """What our own server knows of a request beyond the ASGI scope: `scope["extensions"]["l7proxy"]`."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 from l7proxy.core.headers import Headers
@@ -14,7 +15,8 @@ class Exchange(Protocol):
     the application's to change. `body` is the request body (`bytes` when it arrived whole); the response goes through
     ASGI's `send`, where 101 (or 200 to an extended CONNECT) as status turns both bodies into a raw tunnel. `upgrade` is
     the protocol asked for, lower case. `destination` is the address that the client dialled before a redirection, or
-    None. A client that goes away cancels the task that runs the application.
+    None. A client that goes away cancels the task that runs the application. `serves` tells whether a host may be asked
+    for on this connection; None is any.
     """
 
     authority: bytes
@@ -23,3 +25,6 @@ class Exchange(Protocol):
     peer: Peer
     upgrade: bytes | None
     destination: tuple[str, int] | None
+
+    @property
+    def serves(self) -> Callable[[bytes], bool] | None: ...

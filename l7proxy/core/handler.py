@@ -38,6 +38,10 @@ class Keep:
         """Whether something is live under `key`."""
         return key in self._live
 
+    def of(self, kind: type[T]) -> list[T]:
+        """Returns everything of one type that is live."""
+        return [value for value in self._live.values() if isinstance(value, kind)]
+
     def asked(self) -> list[Any]:
         """Returns the keys asked for since this was called last."""
         asked, self._asked = self._asked, []

@@ -130,7 +130,16 @@ def guard(authorizer: Authorizer, inner: Handler, build: Build, policy: str) -> 
     if rules.shadow_allows:
         (denied if rules.allows else shadow_denied)(_NO_RULE)
 
+    def audit(request: Request) -> None:
+        for rule in authorizer.audited(request):
+            stats.counter(
+                "l7proxy_audited_total", "Requests that AUDIT rules matched", l7proxy_route=route, rule=rule.name
+            ).value += 1
+            log("info", "audit", route=route, rule=rule.name, where=rule.where, **_describe(request))
+
     async def handle(request: Request) -> Response:
+        if rules.audit:
+            audit(request)
         verdict = decide(request)
         trace = request.trace
         if verdict.outcome == "DENY":
@@ -142,10 +151,7 @@ def guard(authorizer: Authorizer, inner: Handler, build: Build, policy: str) -> 
         if verdict.shadow == "DENY":
             name, detail, where = _tell(verdict.shadow_rule, rules)
             shadow_denied(name).value += 1
-            log(
-                "warning", "shadow denial", route=route, rule=name, where=where, peer=request.peer.identity,
-                source=request.source, method=request.method.decode("latin-1"), path=request.path.decode("latin-1"),
-            )  # fmt: skip
+            log("warning", "shadow denial", route=route, rule=name, where=where, **_describe(request))
             if trace is not None:
                 trace.verdict(policy, name, "shadow denied", where)
         if trace is not None:
@@ -164,6 +170,15 @@ def _tell(rule: Rule | None, rules: RuleSet) -> tuple[str, str, str]:
     if rule is None:
         return _NO_RULE, f"no allow rule matches, at {rules.where}", rules.where
     return rule.name, f"rule {rule.name} at {rule.where}", rule.where
+
+
+def _describe(request: Request) -> dict[str, str]:
+    return {
+        "peer": request.peer.identity,
+        "source": request.source,
+        "method": request.method.decode("latin-1"),
+        "path": request.path.decode("latin-1"),
+    }
 
 
 def _where(place: tuple[str, int]) -> str:

@@ -83,6 +83,7 @@ class Authorizer:
 
     def __init__(self, rules: RuleSet, port: int = 0) -> None:
         self.rules = rules
+        self.port = port
         self._deny = Table(rules.deny, port)
         self._allow = Table(rules.allow, port)
         self._audit = Table(rules.audit, port)

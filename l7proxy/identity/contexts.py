@@ -26,9 +26,13 @@ class Identity:
         self.rotated = 0.0
 
     def update(self, material: Material) -> bool:
-        """Takes a new certificate or trust for all handshakes that begin from now on; False if nothing changed."""
+        """Takes a new certificate or trust for all handshakes that begin from now on; False if nothing changed.
+
+        Raises BadMaterial for what OpenSSL cannot use, and goes on with what it has.
+        """
         if material == self.material:
             return False
+        openssl.try_out(material)
         self.material = material
         self.generation += 1
         self.rotated = time.time()

@@ -14,7 +14,7 @@ from cryptography.hazmat.bindings.openssl.binding import Binding
 from cryptography.hazmat.primitives.serialization import load_der_private_key
 from OpenSSL import SSL, crypto
 
-from l7proxy.identity.material import Material
+from l7proxy.identity.material import BadMaterial, Material
 
 Version = Literal["1.2", "1.3"]
 Context = SSL.Context
@@ -153,12 +153,28 @@ def server_context(material: Material, required: bool, min_version: Version = "1
 
 
 def client_context(material: Material, protocols: Sequence[bytes], min_version: Version = "1.2") -> Context:
-    """Returns a context for connections that we open; `protocols` are offered by ALPN."""
+    """Returns a context for connections that we open; `protocols` are offered by ALPN.
+
+    Without authorities of its own it trusts those of the system.
+    """
     context = _context(SSL.TLS_CLIENT_METHOD, material, min_version)
     _lib.SSL_CTX_set_verify(context._context, SSL.VERIFY_PEER, _on_verify)
+    if not material.bundles:
+        context.set_default_verify_paths()
     if protocols:
         context.set_alpn_protos(list(protocols))
     return context
+
+
+def try_out(material: Material) -> None:
+    """Raises BadMaterial if no context can be made of it: a key that is too small, an algorithm that is too old."""
+    try:
+        _context(SSL.TLS_METHOD, material, "1.2")
+    except (SSL.Error, crypto.Error, ValueError) as error:
+        reasons = (
+            "; ".join(part for entry in error.args[0] for part in entry[2:]) if isinstance(error, SSL.Error) else ""
+        )
+        raise BadMaterial([("the certificate", f"cannot be used: {reasons or error}")]) from None
 
 
 def errors() -> list[str]:

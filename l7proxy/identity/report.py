@@ -12,7 +12,7 @@ from l7proxy.core.errors import Problem
 from l7proxy.core.stats import Stats
 from l7proxy.identity.contexts import Identity
 from l7proxy.identity.doctor import describe
-from l7proxy.identity.material import BadMaterial, date, issued_by, lifetime_problem, read_certificates
+from l7proxy.identity.material import BadMaterial, Material, date, issued_by, lifetime_problem, read_certificates
 from l7proxy.identity.peer import peer_of
 from l7proxy.identity.refusal import Refused
 from l7proxy.identity.sources import Files
@@ -23,9 +23,11 @@ _HELP = "Seconds until the first certificate of a chain or bundle expires; negat
 
 def count_expiry(stats: Stats, identity: Identity) -> None:
     """Declares the expiry gauges of one identity; they follow its certificates as they change."""
-    if identity.material.chain:
+    # A Workload API that has not answered yet will bring both.
+    waiting = identity.material == Material()
+    if identity.material.chain or waiting:
         stats.gauge(_GAUGE, _HELP, lambda: _left(identity.material.chain), certificate=identity.name, role="leaf")
-    if identity.material.bundles:
+    if identity.material.bundles or waiting:
         stats.gauge(_GAUGE, _HELP, lambda: _left(identity.material.authorities), certificate=identity.name, role="ca")
 
 

@@ -121,7 +121,12 @@ class _FirstByte(asyncio.Protocol):
         tls, tcp = self._tls, self._tcp
         if tcp is None:
             return
-        if data[0] == _TLS_RECORD:
+        if data[0] == _TLS_RECORD and not tls.identity.material.chain:
+            refusal = Refused("no_certificate", "there is no certificate of our own yet: its source has not answered")
+            tls.refused(tcp.get_extra_info("peername"), refusal)
+            self._leave()
+            tcp.close()
+        elif data[0] == _TLS_RECORD:
             self._tcp = None
             transport = self._handshake = TlsTransport(tls, self._timer)
             tcp.set_protocol(transport)

@@ -35,8 +35,8 @@ POLL = 1.0
 class CertificateSource(Protocol):
     """What yields certificates and trust, now and whenever they change."""
 
-    async def first(self) -> Material:
-        """Returns what to begin with; raises BadMaterial."""
+    def first(self) -> Material:
+        """Returns what there is at once, nothing if it has to be waited for; raises BadMaterial."""
 
     async def watch(self, take: Take, reject: Reject) -> None:
         """Runs until it is cancelled: calls `take` for each change, and `reject` for one that cannot be used."""
@@ -106,7 +106,7 @@ class FileSource:
         self._poll = poll
         self._state: tuple[tuple[int, int, int], ...] = ()
 
-    async def first(self) -> Material:
+    def first(self) -> Material:
         self._state = self._files.state()
         return self._files.read()
 
@@ -141,7 +141,7 @@ class DevSource:
         self._id = spiffe_id
         self._lifetime = lifetime
 
-    async def first(self) -> Material:
+    def first(self) -> Material:
         domain = self._id.removeprefix("spiffe://").partition("/")[0]
         try:
             if not (self._folder / "ca.crt").exists():
@@ -157,7 +157,7 @@ class DevSource:
         while True:
             await asyncio.sleep(self._lifetime.total_seconds() / 2)
             try:
-                take(await self.first())
+                take(self.first())
             except BadMaterial as error:
                 reject(error)
 

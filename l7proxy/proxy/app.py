@@ -70,6 +70,9 @@ def make_app(live: Live, inbound: bool) -> Callable[[Scope, Receive, Send], Awai
                 snapshot.tracer.begin(request)
                 if request.method == b"POST":
                     grpc.begin(request)
+                serves = exchange.serves
+                if serves is not None and not serves(request.authority):
+                    raise ProxyError("misdirected", "the certificate is for other hosts, and the client asked for one")
                 target = _route(side, request, live)
                 route = request.route = target.route
                 request.pattern = target.pattern

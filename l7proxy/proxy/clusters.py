@@ -2,11 +2,13 @@
 
 from random import Random
 
-from l7proxy.config.model import APP, Upstream
+from l7proxy.config.model import APP, Resource, Sidecar, Upstream
 from l7proxy.config.model import Endpoint as EndpointSpec
 from l7proxy.core.fields import split_host_port
 from l7proxy.core.handler import Keep
 from l7proxy.core.stats import Stats
+from l7proxy.identity.client_tls import ClientTls
+from l7proxy.proxy.identities import Identities
 from l7proxy.telemetry.metrics import Metrics
 from l7proxy.upstream.cluster import Cluster, Settings
 from l7proxy.upstream.dial import Dial, Load
@@ -26,20 +28,30 @@ IDLE_H2 = 60.0
 class Clusters:
     """Makes clusters and remembers the live ones, so that endpoints keep their connections over a swap."""
 
-    def __init__(self, stats: Stats, metrics: Metrics, keep: Keep, random: Random) -> None:
+    def __init__(self, stats: Stats, metrics: Metrics, keep: Keep, random: Random, identities: Identities) -> None:
         self._stats = stats
         self._metrics = metrics
         self._keep = keep
         self._random = random
+        self._identities = identities
         self._made: dict[str, tuple[Upstream, Cluster]] = {}
 
-    def get(self, name: str, spec: Upstream) -> Cluster:
-        """Returns the cluster for an upstream; an unchanged one is the one that is live."""
+    def get(
+        self, name: str, spec: Upstream, document: Resource[Upstream] | None, sidecar: Resource[Sidecar]
+    ) -> Cluster:
+        """Returns the cluster for an upstream; an unchanged one is the one that is live. Raises ConfigError."""
         before = self._made.get(name)
-        if before is not None and before[0] == spec and ("cluster", name, id(before[1])) in self._keep:
+        where = document.where("spec.tls") if document is not None else ("", 0)
+        tls = {host: self._identities.upstream(name, spec, host, sidecar, where) for host in _hosts(spec)}
+        if (
+            before is not None
+            and before[0] == spec
+            and before[1].tls == tls
+            and ("cluster", name, id(before[1])) in self._keep
+        ):
             cluster = before[1]
         else:
-            cluster = self._make(name, spec, before[1] if before is not None else None)
+            cluster = self._make(name, spec, before[1] if before is not None else None, tls)
         self._keep.get(("load", name), Load)
         return self._keep.get(("cluster", name, id(cluster)), lambda: cluster)
 
@@ -50,7 +62,7 @@ class Clusters:
                 cluster.activate()
         self._made = live
 
-    def _make(self, name: str, spec: Upstream, before: Cluster | None) -> Cluster:
+    def _make(self, name: str, spec: Upstream, before: Cluster | None, tls: dict[str, ClientTls | None]) -> Cluster:
         load = self._keep.get(("load", name), Load)
         metrics = self._metrics.upstream(name)
         settings = Settings(
@@ -65,14 +77,17 @@ class Clusters:
             eject_max_percent=spec.ejection.max_percent,
         )
         cluster = Cluster(name, settings, load, metrics, self._stats, self._random)
+        cluster.tls = tls
         have = {} if before is None else {endpoint.key: endpoint for endpoint in before.endpoints}
 
         def endpoint(address: str) -> Endpoint:
             host, port = split_host_port(address)
             http2 = spec.protocol == "http2"
             idle = spec.idle_timeout or (IDLE_H2 if http2 else APP_IDLE if name == APP else IDLE)
-            dial = Dial(host, port, spec.connect_timeout, idle, keepalive=spec.keepalive)
-            key = (dial, spec.protocol, spec.tls)
+            # Whom a pool speaks for is part of what it is: other identities have other connections.
+            named = split_host_port(spec.dns)[0] if spec.dns is not None else host
+            dial = Dial(host, port, spec.connect_timeout, idle, keepalive=spec.keepalive, tls=tls[named])
+            key = (dial, spec.protocol)
             found = have.get(key)
             if found is None:
                 scheme = "http" if spec.tls is None else "https"
@@ -96,6 +111,14 @@ class Clusters:
                 endpoint(entry.address if isinstance(entry, EndpointSpec) else entry) for entry in spec.endpoints
             )
         return cluster
+
+
+def _hosts(spec: Upstream) -> list[str]:
+    """Returns the names or addresses that an upstream is called by."""
+    if spec.dns is not None:
+        return [split_host_port(spec.dns)[0]]
+    addresses = [entry.address if isinstance(entry, EndpointSpec) else entry for entry in spec.endpoints]
+    return list(dict.fromkeys(split_host_port(address)[0] for address in addresses))
 
 
 def _same_dns(before: Cluster, name: str) -> bool:

@@ -2,21 +2,26 @@
 
 import time
 from collections.abc import Callable, Coroutine, Generator
+from functools import lru_cache
+from ipaddress import ip_address, ip_network
 from random import Random
 from typing import Any
 
 from msgspec import Struct
 
-from l7proxy.config.model import APP, Match, Model, Resource, Sidecar, Upstream
+from l7proxy.config.model import APP, Inbound, Match, Model, Resource, Sidecar, Upstream, UpstreamTls
 from l7proxy.config.model import Route as RouteSpec
 from l7proxy.core.errors import ConfigError, Problem
 from l7proxy.core.extras import MissingExtra
 from l7proxy.core.handler import Build, Handler, Keep, RouteInfo
+from l7proxy.filters.authorization import guard
+from l7proxy.filters.authorizer import Authorizer
 from l7proxy.filters.retry import Retry
 from l7proxy.proxy import targets
 from l7proxy.proxy.clusters import Clusters
 from l7proxy.proxy.egress import Egress
 from l7proxy.proxy.forwarding import Forwarding
+from l7proxy.proxy.identities import Identities, InboundIdentity
 from l7proxy.proxy.router import Router, Rule
 from l7proxy.proxy.snapshot import Route, Side, Snapshot, Target
 from l7proxy.telemetry.access import AccessLog
@@ -30,6 +35,7 @@ class _Memo(Struct):
 
     resource: Resource[RouteSpec]
     clusters: tuple[Cluster, ...]
+    authorizer: Authorizer | None
     route: Route
     kept: list[Any]
 
@@ -62,10 +68,12 @@ class Compiler:
         self._random = random
         self._spawn = spawn
         self._log = telemetry.log
-        self._clusters = Clusters(self._stats, self._metrics, keep, random)
+        self.identities = Identities(telemetry, keep, spawn)
+        self._clusters = Clusters(self._stats, self._metrics, keep, random, self.identities)
         self._memo: dict[tuple[str, str], _Memo] = {}
         self._next: dict[tuple[str, str], _Memo] = {}
         self._serial = 0
+        self._authorizer: Authorizer | None = None
         self._specs: dict[str, tuple[Upstream, Cluster]] = {}
 
     def steps(self, model: Model) -> Generator[None, None, Snapshot]:
@@ -75,11 +83,20 @@ class Compiler:
         sidecar = model.sidecar.spec
         inbound, outbound = sidecar.inbound, sidecar.outbound
         if inbound is not None and inbound.app is not None:
-            self._specs[APP] = self._app(inbound.app)
-        for name, upstream in model.upstreams.items():
-            self._specs[name] = (upstream.spec, self._clusters.get(name, upstream.spec))
-            yield
+            self._specs[APP] = self._app(inbound.app, model.sidecar)
         problems: list[Problem] = []
+        for name, upstream in model.upstreams.items():
+            try:
+                cluster = self._clusters.get(name, upstream.spec, upstream, model.sidecar)
+            except ConfigError as error:
+                problems += error.problems
+                continue
+            self._specs[name] = (upstream.spec, cluster)
+            yield
+        if problems:
+            raise ConfigError(problems)
+        tls = self.identities.inbound(model.sidecar)
+        self._guard_with(model)
         rules: dict[bool, list[Rule[Target]]] = {True: [], False: []}
         strict = {True: False, False: False}
         for document in model.routes:
@@ -106,7 +123,7 @@ class Compiler:
         if outbound is not None and outbound.policy == "ALLOW_ANY":
             egress = keep.get(("egress",), lambda: Egress(self._stats, self._metrics, self._random))
             anywhere = Target(self._plain("", False, egress.send), "/")
-        forwarding = Forwarding() if inbound is None else Forwarding(inbound.trusted_proxies, inbound.trusted_hops)
+        forwarding = _forwarding(inbound, tls)
         snapshot = Snapshot(
             version=model.version,
             service=sidecar.service.name.encode("ascii", "replace"),
@@ -131,6 +148,8 @@ class Compiler:
             tracer=self._tracer(sidecar),
             log=self._access_log(model.sidecar),
             model=model,
+            tls=tls,
+            admits=_admits(inbound),
             clusters={name: cluster for name, (_, cluster) in self._specs.items()},
         )
         return snapshot
@@ -166,13 +185,13 @@ class Compiler:
             file, line = sidecar.where("spec.accessLog.path")
             raise ConfigError([Problem(file, line, f"accessLog.path: {spec.path}: {error.strerror}")]) from None
 
-    def _app(self, url: str) -> tuple[Upstream, Cluster]:
+    def _app(self, url: str, sidecar: Resource[Sidecar]) -> tuple[Upstream, Cluster]:
         scheme, _, rest = url.partition("://")
         address = rest.partition("/")[0]
         if address.rpartition(":")[2].isdigit() is False or address.endswith("]"):
             address += ":443" if scheme == "https" else ":80"
-        spec = Upstream(endpoints=(address,))
-        return spec, self._clusters.get(APP, spec)
+        spec = Upstream(endpoints=(address,), tls=UpstreamTls() if scheme == "https" else None)
+        return spec, self._clusters.get(APP, spec, None, sidecar)
 
     def _route(self, resource: Resource[RouteSpec]) -> Route:
         spec = resource.spec
@@ -182,13 +201,19 @@ class Compiler:
             names = [APP]
         clusters = tuple(self._cluster(name) for name in names)
         memo = self._memo.get(key)
-        if memo is not None and memo.resource == resource and _same(memo.clusters, clusters):
+        guarded = self._authorizer if spec.direction == "inbound" else None
+        if (
+            memo is not None
+            and memo.resource == resource
+            and _same(memo.clusters, clusters)
+            and memo.authorizer is guarded
+        ):
             self._keep.renew(memo.kept)
             self._next[key] = memo
             return memo.route
         self._keep.asked()
         route = self._compile(resource, clusters)
-        self._next[key] = _Memo(resource, clusters, route, self._keep.asked())
+        self._next[key] = _Memo(resource, clusters, guarded, route, self._keep.asked())
         return route
 
     def _compile(self, resource: Resource[RouteSpec], clusters: tuple[Cluster, ...]) -> Route:
@@ -213,6 +238,7 @@ class Compiler:
         retired = self._keep.get(("retired", self._serial), _Retired)
         for policy in reversed(policies):
             handle = policy.wrap(handle, self._build(info, resource, policy.name, retired))
+        handle = self._guarded(handle, self._build(info, resource, "", retired))
         return Route(
             resource.name,
             handle,
@@ -231,7 +257,27 @@ class Compiler:
         """A route that no document describes."""
         info = RouteInfo(name, inbound)
         build = self._build(info, None, "retry", self._keep.get(("retired", name, inbound), _Retired))
-        return Route(name, Retry().wrap(handle, build), self._metrics.route(self._keep, name, inbound))
+        handle = self._guarded(Retry().wrap(handle, build), build)
+        return Route(name, handle, self._metrics.route(self._keep, name, inbound))
+
+    def _guard_with(self, model: Model) -> None:
+        """Takes the AuthorizationPolicies that hold for every inbound route beside the route's own rules."""
+        rules = None
+        if "AuthorizationPolicy" in model.others:
+            from l7proxy.config import istio
+
+            rules = istio.rules(model)
+        if rules is None:
+            self._authorizer = None
+            return
+        port = istio.app_port(model)
+        if self._authorizer is None or (self._authorizer.rules, self._authorizer.port) != (rules, port):
+            self._authorizer = Authorizer(rules, port)
+
+    def _guarded(self, handle: Handler, build: Build) -> Handler:
+        if self._authorizer is None or not build.route.inbound:
+            return handle
+        return guard(self._authorizer, handle, build, "AuthorizationPolicy")
 
     def _build(self, info: RouteInfo, resource: Resource[RouteSpec] | None, policy: str, retired: _Retired) -> Build:
         def line(path: str) -> tuple[str, int]:
@@ -259,6 +305,31 @@ class Compiler:
                 "there is no local application: inbound.app is not set" if name == APP else f"unknown upstream {name!r}"
             )
         return found[1]
+
+
+def _admits(inbound: Inbound | None) -> Callable[[str], bool] | None:
+    """Returns what tells whether an address may connect, None when every one may."""
+    if inbound is None or not (inbound.allow_ips or inbound.deny_ips):
+        return None
+    allowed = [ip_network(block) for block in inbound.allow_ips]
+    denied = [ip_network(block) for block in inbound.deny_ips]
+
+    @lru_cache(4096)
+    def admits(text: str) -> bool:
+        address = ip_address(text.partition("%")[0])
+        address = getattr(address, "ipv4_mapped", None) or address
+        if any(address in block for block in denied):
+            return False
+        return not allowed or any(address in block for block in allowed)
+
+    return admits
+
+
+def _forwarding(inbound: Inbound | None, tls: InboundIdentity | None) -> Forwarding:
+    if inbound is None:
+        return Forwarding()
+    by = (lambda: tls.identity.material.identity) if tls is not None else str
+    return Forwarding(inbound.trusted_proxies, inbound.trusted_hops, inbound.forwarded_client_cert, by)
 
 
 def _same(before: tuple[Cluster, ...], now: tuple[Cluster, ...]) -> bool:

@@ -12,6 +12,7 @@ from l7proxy.core.errors import ConfigError
 from l7proxy.core.handler import Keep, Source
 from l7proxy.core.message import Request
 from l7proxy.core.slices import between, finish
+from l7proxy.identity.contexts import Identity
 from l7proxy.proxy.compile import Compiler
 from l7proxy.proxy.snapshot import Live, Snapshot
 from l7proxy.telemetry.facade import Telemetry, resource
@@ -74,6 +75,10 @@ class Control:
                 source.reject(version, error)
             else:
                 source.accept(version)
+
+    def identities(self) -> list[Identity]:
+        """Returns every certificate that is in use."""
+        return self._compiler.identities.live()
 
     def reject(self, error: ConfigError) -> None:
         """Counts and logs a configuration that cannot be used; the live one goes on."""

@@ -1,13 +1,14 @@
 """Who the client says it is, and how much of that is believed: `x-forwarded-*` and the headers that only we may set."""
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from l7proxy.core.headers import Headers, joined
 from l7proxy.core.message import Request
+from l7proxy.identity.xfcc import Mode, rewriter
 
 _UNTRUSTED = (b"x-forwarded-", b"x-l7proxy-", b"x-envoy-", b"x-request-id")
-_OURS = (b"x-forwarded-client-cert", b"x-l7proxy-", b"x-envoy-")
+_OURS = (b"x-l7proxy-", b"x-envoy-")
 
 
 class Forwarding:
@@ -15,12 +16,21 @@ class Forwarding:
 
     `trusted` are identities and CIDR blocks whose headers are believed, `hops` the number of proxies in front that are
     believed whoever they are (Envoy's xff_num_trusted_hops). Everybody else's are replaced by what the connection says.
+    `mode` says what becomes of x-forwarded-client-cert, which hops alone do not vouch for; `by` is our own identity.
     """
 
-    def __init__(self, trusted: Sequence[str] = (), hops: int = 0) -> None:
-        self._identities = frozenset(entry for entry in trusted if "://" in entry)
-        self._networks = [ipaddress.ip_network(entry, strict=False) for entry in trusted if "://" not in entry]
+    def __init__(
+        self,
+        trusted: Sequence[str] = (),
+        hops: int = 0,
+        mode: Mode = "SANITIZE_SET",
+        by: Callable[[], str] = str,
+    ) -> None:
+        networks = {entry: network for entry in trusted if (network := _network(entry)) is not None}
+        self._identities = frozenset(entry for entry in trusted if entry not in networks)
+        self._networks = list(networks.values())
         self._hops = hops
+        self._client_cert = rewriter(mode, by)
         self._trusts_anyone = bool(self._identities or self._networks or hops)
 
     def apply(self, request: Request) -> None:
@@ -42,10 +52,16 @@ class Forwarding:
             (b"x-forwarded-proto", request.scheme),
             (b"x-forwarded-host", request.authority),
         )
+        if request.peer.fingerprint:
+            self._client_cert(headers, request.peer, False)
 
     def believes(self, request: Request) -> bool:
         """Whether the peer's own forwarding headers count."""
-        if self._hops or request.peer.identity in self._identities:
+        return self._hops > 0 or self._knows(request)
+
+    def _knows(self, request: Request) -> bool:
+        """Whether the peer is one of the trusted proxies, by its certificate or its address."""
+        if request.peer.identity in self._identities:
             return True
         if not self._networks:
             return False
@@ -71,4 +87,12 @@ class Forwarding:
             headers.append((b"x-forwarded-proto", request.scheme))
         if b"x-forwarded-host" not in names:
             headers.append((b"x-forwarded-host", request.authority))
+        self._client_cert(headers, request.peer, self._knows(request))
         request.headers = headers
+
+
+def _network(entry: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
+    try:
+        return ipaddress.ip_network(entry, strict=False)
+    except ValueError:
+        return None

@@ -8,6 +8,7 @@ from l7proxy.config.model import Model
 from l7proxy.core.handler import Handler
 from l7proxy.core.message import Request
 from l7proxy.proxy.forwarding import Forwarding
+from l7proxy.proxy.identities import InboundIdentity
 from l7proxy.proxy.router import Router
 from l7proxy.telemetry.access import AccessLog
 from l7proxy.telemetry.metrics import RouteMetrics
@@ -51,7 +52,11 @@ class Side(Struct, frozen=True):
 
 
 class Snapshot(Struct, frozen=True):
-    """One live configuration. Requests in flight keep the snapshot that they began with."""
+    """One live configuration. Requests in flight keep the snapshot that they began with.
+
+    `tls` is how callers' connections are taken from now on, None for plain text; `admits` tells which addresses may
+    connect, None when all may.
+    """
 
     version: str
     service: bytes
@@ -60,6 +65,8 @@ class Snapshot(Struct, frozen=True):
     tracer: Tracer
     log: AccessLog | None
     model: Model
+    tls: InboundIdentity | None
+    admits: Callable[[str], bool] | None
     clusters: dict[str, Cluster]
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import errno
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from l7proxy.server.h1 import H1Protocol
 from l7proxy.server.listener import Listener
@@ -16,10 +16,25 @@ _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Acceptor:
-    """Takes connections from listening sockets, and pauses while the process can hold no more."""
+    """Takes connections from listening sockets, and pauses while the process can hold no more.
 
-    def __init__(self, listener: Listener, sockets: Sequence[socket.socket]) -> None:
+    `make` returns the protocol for a connection, plain HTTP without it. `admits` returns what tells which addresses may
+    connect; others are closed before a byte is read.
+    """
+
+    def __init__(
+        self,
+        listener: Listener,
+        sockets: Sequence[socket.socket],
+        make: Callable[[], asyncio.Protocol] | None = None,
+        admits: Callable[[], Callable[[str], bool] | None] = lambda: None,
+    ) -> None:
         self.listener = listener
+        self._make = make or (lambda: H1Protocol(listener))
+        self._admits = admits
+        self._refused = listener.stats.counter(
+            "l7proxy_connections_refused_total", "Connections refused because of their address", listener=listener.name
+        )
         self._sockets = list(sockets)
         self._paused = False
         self._opening: set[asyncio.Task[None]] = set()
@@ -62,13 +77,14 @@ class Acceptor:
 
     def _accept(self, server: socket.socket) -> None:
         listener = self.listener
+        admits = self._admits()
         for _ in range(_BATCH):
             if len(listener.connections) + len(self._opening) >= listener.max_connections:
                 self._exhausted.value += 1
                 self.pause()
                 return
             try:
-                sock, _ = server.accept()
+                sock, address = server.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
@@ -78,6 +94,10 @@ class Acceptor:
                 self.pause()
                 listener.loop.call_later(_BACKOFF, self._on_closed)
                 return
+            if admits is not None and isinstance(address, tuple) and not admits(address[0]):
+                self._refused.value += 1
+                sock.close()
+                continue
             task = listener.loop.create_task(self._open(sock))
             self._opening.add(task)
             task.add_done_callback(self._opening.discard)
@@ -85,6 +105,6 @@ class Acceptor:
     async def _open(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         try:
-            await self.listener.loop.connect_accepted_socket(lambda: H1Protocol(self.listener), sock)
+            await self.listener.loop.connect_accepted_socket(self._make, sock)
         except OSError:
             sock.close()

@@ -1,6 +1,7 @@
 """HTTP/1.1 towards clients: one `H1Protocol` a connection, one `H1Exchange` and one task a request."""
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, cast
 from urllib.parse import unquote_to_bytes
@@ -72,6 +73,10 @@ class H1Exchange:
     @property
     def destination(self) -> tuple[str, int] | None:
         return self.connection.destination
+
+    @property
+    def serves(self) -> Callable[[bytes], bool] | None:
+        return self.connection.serves
 
     @property
     def authority(self) -> bytes:
@@ -253,6 +258,8 @@ class H1Protocol(asyncio.Protocol):
         self.keep_alive = True
         self.body_ended = True
         self.drained: asyncio.Future[None] | None = None
+        self.serves: Callable[[bytes], bool] | None = None
+        self.expires = NEVER
         self.close_at = NEVER
         self._reader = RequestReader(listener.limits)
         self._stream: Stream | None = None
@@ -278,6 +285,7 @@ class H1Protocol(asyncio.Protocol):
         if listener.timeouts.max_age != NEVER:
             # Jittered by a tenth, so that connections made together do not end together.
             self.close_at = listener.now + listener.timeouts.max_age * (0.9 + (id(self) >> 4) % 100 / 1000)
+        self.close_at = min(self.close_at, self.expires)
 
     def data_received(self, data: bytes) -> None:
         listener = self.listener
@@ -346,6 +354,8 @@ class H1Protocol(asyncio.Protocol):
             self.abort()
             return None
         if self.exchange is not None or not self.body_ended:
+            if now >= self.close_at:
+                self.keep_alive = False
             until = self._touched + timeouts.stream
             if now >= until:
                 self._stall()

@@ -4,6 +4,7 @@ Everything that is said within one turn of the event loop leaves in one write.
 """
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, cast
 
@@ -36,7 +37,7 @@ _UNREAD_OUTPUT = 4 * HIGH_WATER
 
 
 _STOP_AFTER = 0.01
-"""Seconds that a client gets to see a complete answer before it is told to stop sending: some take both at once amiss."""
+"""Seconds that a client gets to see a complete answer before it must stop sending; some take both at once amiss."""
 
 
 class H2Protocol(asyncio.Protocol):
@@ -54,6 +55,8 @@ class H2Protocol(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.session = Session(False, listener.h2_limits)
         self.exchanges: set[H2Exchange] = set()
+        self.serves: Callable[[bytes], bool] | None = None
+        self.expires = NEVER
         self.close_at = NEVER
         self._touched = listener.now
         self._flushing = False
@@ -85,6 +88,7 @@ class H2Protocol(asyncio.Protocol):
         if listener.timeouts.max_age != NEVER:
             # Jittered by a tenth, so that connections made together do not end together.
             self.close_at = listener.now + listener.timeouts.max_age * (0.9 + (id(self) >> 4) % 100 / 1000)
+        self.close_at = min(self.close_at, self.expires)
         if listener.draining:
             self.drain()
         self._flush()

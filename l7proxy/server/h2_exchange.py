@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, cast
 from urllib.parse import unquote_to_bytes
 
@@ -80,6 +81,10 @@ class H2Exchange:
     @property
     def destination(self) -> tuple[str, int] | None:
         return self.connection.destination
+
+    @property
+    def serves(self) -> Callable[[bytes], bool] | None:
+        return self.connection.serves
 
     @property
     def authority(self) -> bytes:

@@ -14,11 +14,13 @@ from l7proxy.admin import admin_app, health_app, metrics_app
 from l7proxy.config.model import Http2Limits, Model, Sidecar
 from l7proxy.core.handler import Source
 from l7proxy.core.stats import Stats
+from l7proxy.identity.handshakes import Handshakes
 from l7proxy.proxy.app import make_app
 from l7proxy.proxy.control import Control
 from l7proxy.server.accept import Acceptor
 from l7proxy.server.hypercorn import bind
 from l7proxy.server.listener import NEVER, App, Listener, Timeouts
+from l7proxy.server.secure import Secure
 from l7proxy.server.view import View
 from l7proxy.telemetry.facade import Telemetry
 from l7proxy.telemetry.log import Log
@@ -43,6 +45,7 @@ class Process:
         self._view = View(self._control, self._begin_drain)
         self._listeners: dict[str, Listener] = {}
         self._acceptors: dict[str, Acceptor] = {}
+        self._handshakes = Handshakes(stats)
         self._stop = asyncio.Event()
         self._signals = 0
         spec = model.sidecar.spec
@@ -125,7 +128,12 @@ class Process:
             name, app, self._telemetry.stats, limits, timeouts, service=spec.service.name, h2_limits=h2_limits
         )
         self._listeners[name] = listener
-        self._acceptors[name] = Acceptor(listener, sockets)
+        if name == "inbound":
+            live = self._control.live
+            secure = Secure(listener, lambda: live.snapshot.tls, self._handshakes, self._telemetry.log)
+            self._acceptors[name] = Acceptor(listener, sockets, secure.protocol, lambda: live.snapshot.admits)
+        else:
+            self._acceptors[name] = Acceptor(listener, sockets)
 
     def _on_end(self) -> None:
         self._signals += 1

@@ -8,6 +8,8 @@ import msgspec
 
 from l7proxy.config.model import Resource
 from l7proxy.core.stats import Stats
+from l7proxy.identity.material import Material
+from l7proxy.identity.report import certificates
 from l7proxy.proxy.control import Control
 from l7proxy.telemetry.log import Log
 
@@ -33,7 +35,10 @@ class View:
         return self._control.telemetry.target
 
     def not_ready(self) -> str:
-        return "draining" if self.draining else ""
+        if self.draining:
+            return "draining"
+        waiting = [identity.name for identity in self._control.identities() if identity.material == Material()]
+        return f"waiting for certificates: {', '.join(waiting)}" if waiting else ""
 
     def not_live(self) -> str:
         return ""
@@ -93,7 +98,7 @@ class View:
         ]
 
     def certs(self) -> Any:
-        return []
+        return certificates(self._control.identities())
 
     def drain(self) -> None:
         self._drain()

@@ -11,6 +11,7 @@ from l7proxy.core.errors import ProxyError
 from l7proxy.core.message import Request, Response
 from l7proxy.core.stats import Stats
 from l7proxy.core.stream import Stream
+from l7proxy.identity.client_tls import ClientTls
 from l7proxy.upstream.balance import PICKS, observe
 from l7proxy.upstream.dial import Load
 from l7proxy.upstream.dns import Resolver
@@ -58,6 +59,8 @@ class Cluster:
         self.resolver: Resolver | None = None
         self.weights: dict[str, int] = {}
         """Shares of the load by address; 1 where none is said."""
+        self.tls: dict[str, ClientTls | None] = {}
+        """How each host is spoken to: a cluster whose certificates are others is another cluster."""
         self._metrics = metrics
         self._clock = clock
         self._pick = PICKS[settings.balance](random)

@@ -11,11 +11,21 @@ from msgspec import Struct
 from l7proxy.core.errors import ProxyError
 from l7proxy.core.message import Body, Request
 from l7proxy.core.stats import Counter, Gauge
+from l7proxy.identity.client_tls import ClientTls
 
 IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
 """RFC 9110 9.2.2."""
 
-Connection = TypeVar("Connection", bound=asyncio.Protocol)
+NEVER = float("inf")
+
+
+class Expiring(asyncio.Protocol):
+    """A connection to an upstream; none is used for a new request after `expires` (monotonic seconds)."""
+
+    expires = NEVER
+
+
+Connection = TypeVar("Connection", bound=Expiring)
 
 
 class PoolMetrics(Protocol):
@@ -46,7 +56,8 @@ class Load:
 class Dial(Struct, frozen=True):
     """How to reach an endpoint; times in seconds. `path` is that of a Unix socket.
 
-    `keepalive` is how long an HTTP/2 connection that owes answers may be silent before it is asked for a sign of life.
+    `tls` says how the endpoint is spoken to in TLS, and as whom; None is plain text. `keepalive` is how long an HTTP/2
+    connection that owes answers may be silent before it is asked for a sign of life.
     """
 
     host: str
@@ -55,6 +66,7 @@ class Dial(Struct, frozen=True):
     idle_timeout: float = 3.0
     path: str = ""
     keepalive: float | None = None
+    tls: ClientTls | None = None
 
 
 async def connect(
@@ -65,7 +77,10 @@ async def connect(
     load.connections += 1
     try:
         async with asyncio.timeout(timeout):
-            if dial.path:
+            if dial.tls is not None:
+                transport, connection = await dial.tls.connect(make, host=dial.host, port=dial.port)
+                connection.expires = time.monotonic() + dial.tls.identity.lifetime(transport.peer)
+            elif dial.path:
                 _, connection = await loop.create_unix_connection(make, dial.path)
             else:
                 _, connection = await loop.create_connection(make, dial.host, dial.port)

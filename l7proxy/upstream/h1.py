@@ -1,6 +1,7 @@
 """HTTP/1.1 towards an upstream: one `H1Connection`, one request at a time."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import cast
 
@@ -9,6 +10,7 @@ from l7proxy.core.errors import ProxyError
 from l7proxy.core.headers import Headers
 from l7proxy.core.message import Body
 from l7proxy.core.stream import HIGH_WATER, Stream
+from l7proxy.upstream.dial import NEVER, Expiring
 from l7proxy.wire.framing import UNTIL_CLOSE, Limits, Malformed
 from l7proxy.wire.h1 import END, ResponseHead, ResponseReader, encode_chunk, encode_last_chunk
 
@@ -22,7 +24,7 @@ class Unanswered(ProxyError):
         super().__init__("upstream_reset", detail)
 
 
-class H1Connection(asyncio.Protocol):
+class H1Connection(Expiring):
     """One connection to an endpoint.
 
     `exchange` sends a request and returns the response head with its body: `bytes` when it arrived whole, else a Stream
@@ -57,7 +59,11 @@ class H1Connection(asyncio.Protocol):
     @property
     def usable(self) -> bool:
         """False once the connection has ended or begun to."""
-        return self.transport is not None and not self.transport.is_closing()
+        return (
+            self.transport is not None
+            and not self.transport.is_closing()
+            and (self.expires == NEVER or time.monotonic() < self.expires)
+        )
 
     async def exchange(
         self,

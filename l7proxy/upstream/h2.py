@@ -1,6 +1,7 @@
 """HTTP/2 towards an upstream: one `H2Connection` that many requests share, one `H2Call` for each."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import cast
 
@@ -8,6 +9,7 @@ from l7proxy.core.errors import ProxyError
 from l7proxy.core.headers import Headers, find
 from l7proxy.core.message import Body
 from l7proxy.core.stream import HIGH_WATER
+from l7proxy.upstream.dial import NEVER, Expiring
 from l7proxy.upstream.h1 import Unanswered
 from l7proxy.upstream.h2_call import H2Call, Unprocessed, error_of
 from l7proxy.wire.h2 import Session
@@ -31,7 +33,7 @@ _KEEPALIVE_ANSWER = 10.0
 _PING = b"l7proxy\0"
 
 
-class H2Connection(asyncio.Protocol):
+class H2Connection(Expiring):
     """One connection to an endpoint.
 
     `exchange` sends a request and returns the response head with its body: `bytes` when it arrived whole, else a Stream
@@ -64,7 +66,9 @@ class H2Connection(asyncio.Protocol):
     def usable(self) -> bool:
         """False once no more requests may be sent."""
         transport = self.transport
-        return not (self._going_away or self.session.ended or transport is None or transport.is_closing())
+        if self._going_away or self.session.ended or transport is None or transport.is_closing():
+            return False
+        return self.expires == NEVER or time.monotonic() < self.expires
 
     @property
     def active(self) -> int:

@@ -42,7 +42,7 @@ class H2Transport(httpx.AsyncBaseTransport):
         self._metrics = metrics
         self._limits = limits or H2Limits(head=256 * 1024, header=64 * 1024, headers=1000)
         self._loop = asyncio.get_running_loop()
-        self._scheme = b"http"
+        self._scheme = b"http" if dial.tls is None else b"https"
         self._connections: list[H2Connection] = []
         self._dialing: asyncio.Task[None] | None = None
         self._waiting: deque[asyncio.Future[None]] = deque()
