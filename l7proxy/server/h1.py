@@ -265,6 +265,8 @@ class H1Protocol(asyncio.Protocol):
         self._stream: Stream | None = None
         self._discarding = False
         self._discarded = 0
+        self._spoilt = False
+        """Whether a request body was malformed: nothing that comes after it can be framed."""
         self._tunnel = False
         self._closing = False
         self._reading = True
@@ -291,7 +293,7 @@ class H1Protocol(asyncio.Protocol):
         listener = self.listener
         self._touched = listener.now
         listener.received.value += len(data)
-        if self._closing:
+        if self._closing or self._spoilt:
             return
         if self._tunnel:
             stream = cast(Stream, self._stream)
@@ -566,6 +568,7 @@ class H1Protocol(asyncio.Protocol):
         except Malformed as error:
             self.listener.refused(error.reason)
             self.keep_alive = False
+            self._spoilt = True
             if stream is not None:
                 # Counted here, and so not a Malformed: the application would count it again.
                 stream.fail(ProxyError(error.code.name, error.reason))
