@@ -1,5 +1,6 @@
 """A changed configuration is taken up under load; a broken one changes nothing."""
 
+import json
 import shutil
 import signal
 import subprocess
@@ -111,11 +112,17 @@ def test_a_broken_file_changes_nothing(broken: str, sidecar: StartSidecar) -> No
         load.more()
         assert proxy.get().body == b"good"
         assert proxy.metrics()("l7proxy_config_version") == version
-        wait_for(lambda: f"{proxy.config.name}:" in proxy.process.stderr)
+        wait_for(lambda: _rejections(proxy))
+        assert all(event["file"] == str(proxy.config) and event["line"] > 10 for event in _rejections(proxy))
         proxy.configure(named("better"))
         wait_for(lambda: proxy.get().body == b"better")
     assert not load.errors
     assert set(load.statuses) == {200}
+
+
+def _rejections(proxy: Sidecar) -> list[dict[str, Any]]:
+    events = [json.loads(line) for line in proxy.process.stderr.splitlines()]
+    return [event for event in events if event["event"] == "configuration rejected"]
 
 
 def test_an_empty_file_changes_nothing(sidecar: StartSidecar) -> None:
