@@ -86,6 +86,7 @@ def admin_app(view: AdminView) -> App:
     routes = [
         *_probes(view),
         _metrics(view),
+        _reference(view),
         get("/config", lambda _: view.config()),
         get("/routes", lambda _: view.routes()),
         get("/clusters", lambda _: view.clusters()),
@@ -203,6 +204,22 @@ def _metrics(view: AdminView) -> Route:
         return StreamingResponse(_chunks(pieces), headers=headers)
 
     return Route("/metrics", endpoint, methods=["GET"])
+
+
+def _reference(view: AdminView) -> Route:
+    """The same text by the OTel SDK's own exporter, to compare: it takes fifteen times as long, in a thread."""
+
+    def text(openmetrics: bool) -> bytes:
+        from l7proxy.telemetry.otel import Exposition
+
+        return Exposition(view.stats, view.target).render(openmetrics)
+
+    async def endpoint(request: Request) -> Response:
+        openmetrics = wants_openmetrics(request.headers.get("accept", ""))
+        body = await asyncio.to_thread(text, openmetrics)
+        return Response(body, headers={"content-type": OPENMETRICS if openmetrics else TEXT, "vary": "accept"})
+
+    return Route("/metrics/otel", endpoint, methods=["GET"])
 
 
 async def _pieces(stats: Stats, target: Mapping[str, str], openmetrics: bool) -> AsyncIterator[bytes]:

@@ -3,6 +3,7 @@
 import gzip
 import http.client
 import json
+import re
 import socket
 import sys
 import time
@@ -157,6 +158,18 @@ def test_metrics_come_in_the_format_that_is_asked_for(proxy: Sidecar, listener: 
     assert packed.headers["content-encoding"] == "gzip"
     assert gzip.decompress(packed.body).startswith(b"# HELP target_info")
     assert ask(address, "/metrics", "HEAD").body == b""
+
+
+@pytest.mark.parametrize("accept", ["text/plain", "application/openmetrics-text"])
+def test_the_otel_exporter_says_the_same(proxy: Sidecar, accept: str) -> None:
+    proxy.get("/some", host="orders.example.com")
+
+    def lines(path: str) -> list[str]:
+        # What changes by itself between two looks is left out.
+        text = ask(proxy.admin, path, accept=accept).body.decode()
+        return [line for line in text.splitlines() if not re.match(r"process_|l7proxy_(event_loop|downstream)_", line)]
+
+    assert lines("/metrics") == lines("/metrics/otel")
 
 
 def test_a_scraper_that_stops_reading_holds_up_nobody(sidecar: StartSidecar, serve: StartServer) -> None:

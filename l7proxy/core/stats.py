@@ -94,7 +94,8 @@ class Family:
 class Stats:
     """The registry of every metric of the process; asking twice for the same name and labels gives the same object.
 
-    Names are Prometheus names in full (`l7proxy_retries_total`). A metric that changes kind raises ValueError.
+    Names are Prometheus names in full (`l7proxy_retries_total`). A metric that changes kind raises ValueError, as do a
+    counter without that suffix, and a counter `x_total` beside another metric `x`: to OpenMetrics both are `x`.
     """
 
     def __init__(self) -> None:
@@ -146,6 +147,11 @@ class Stats:
     def _family(self, name: str, kind: str, help: str, unit: str) -> Family:
         family = self.families.get(name)
         if family is None:
+            if kind == "counter" and not name.endswith("_total"):
+                raise ValueError(f"counter {name} does not end in _total")
+            other = name.removesuffix("_total") if kind == "counter" else f"{name}_total"
+            if other in self.families:
+                raise ValueError(f"metric {name} would be one with {other}")
             family = self.families[name] = Family(name, kind, help, unit)
         elif family.kind != kind:
             raise ValueError(f"metric {name} is a {family.kind}, not a {kind}")

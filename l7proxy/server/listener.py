@@ -84,7 +84,7 @@ class Listener:
         self._tick = int(self.now / TICK)
         self._timer = self.loop.call_later(TICK, self._on_timer)
         self.accepted = stats.counter(
-            "l7proxy_downstream_connections_total", "Connections that were accepted", listener=name
+            "l7proxy_downstream_accepted_total", "Connections that were accepted", listener=name
         )
         stats.gauge(
             "l7proxy_downstream_connections", "Connections that are open", lambda: len(self.connections), listener=name
