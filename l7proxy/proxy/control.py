@@ -105,8 +105,10 @@ class Control:
         self._version.value = int.from_bytes(blake2b(snapshot.version.encode(), digest_size=6).digest(), "big")
         self._since.value = time.time()
         self._accepted.value += 1
-        self.telemetry.target = resource(snapshot.model.sidecar.spec.service)
-        self.telemetry.log("info", "configuration live", version=snapshot.version, routes=len(snapshot.model.routes))
+        model = snapshot.model
+        self.telemetry.target = resource(model.sidecar.spec.service)
+        self.telemetry.metrics.settle([route.name for route in model.routes], model.upstreams, time.monotonic())
+        self.telemetry.log("info", "configuration live", version=snapshot.version, routes=len(model.routes))
 
     def _refused(self, reason: str) -> None:
         self.telemetry.stats.counter(

@@ -171,7 +171,7 @@ class Metrics:
         self._peers = Peers(max_peers)
         self._tables: dict[tuple[str, bool], Table] = {}
         self._upstreams: dict[str, UpstreamMetrics] = {}
-        self._live: set[tuple[str, str]] = set()
+        self._live: dict[str, set[str]] = {}
         self._gone: dict[tuple[str, str], float] = {}
 
     def route(
@@ -205,12 +205,12 @@ class Metrics:
 
     def settle(self, routes: Iterable[str], upstreams: Iterable[str], now: float) -> None:
         """Tells which names the live configuration has; what others are labelled with goes after `IDLE` seconds."""
-        live = {("l7proxy_route", name) for name in routes} | {("l7proxy_upstream", name) for name in upstreams}
-        for name in self._live - live:
-            self._gone[name] = now
-        for name in live & self._gone.keys():
-            del self._gone[name]
-        self._live = live
+        for label, names in (("l7proxy_route", set(routes)), ("l7proxy_upstream", set(upstreams))):
+            for name in self._live.get(label, set()) - names:
+                self._gone[label, name] = now
+            for pair in [pair for pair in self._gone if pair[0] == label and pair[1] in names]:
+                del self._gone[pair]
+            self._live[label] = names
 
     def expire(self, now: float) -> Iterator[None]:
         """Forgets idle series, a route or family a step, so that the caller can spread the work; due once a minute."""
