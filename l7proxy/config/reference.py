@@ -27,6 +27,9 @@ hidden files are not read), each with one or more documents. Every document name
 - Anchors and aliases can be used within a document; merge keys (`<<`) cannot.
 - Limits: 16 MiB a file, 32 levels of nesting, 200,000 values in a document.
 
+An editor completes and checks as you type with the JSON Schema that `l7proxy schema > l7proxy.schema.json` writes: name
+it in the first line of a file, `# yaml-language-server: $schema=./l7proxy.schema.json`.
+
 | text | examples |
 |---|---|
 """

@@ -1,6 +1,8 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from l7proxy.config.load import Loader, app_model, load
 from l7proxy.config.model import Inbound
@@ -238,3 +240,48 @@ def test_a_hundred_upstreams_with_one_missing_are_told_apart(tmp_path):
     parts = [upstream(f"u{number}") for number in range(100)]
     routes = [route(f"r{number}", f"{{hosts: [h{number}], upstream: u{number}}}") for number in range(101)]
     assert mistakes(tmp_path, SIDECAR, *parts, *routes).count("\n") == 0
+
+
+PIECES = st.sampled_from(
+    [
+        "{",
+        "}",
+        "[",
+        "]",
+        "- ",
+        ": ",
+        "'",
+        "*x",
+        "&x ",
+        "~",
+        "0",
+        "-1",
+        "\n",
+        "\n---\n",
+        "  ",
+        "${X}",
+        "!t ",
+        "\u00e9",
+        "*",
+    ]
+)
+WHOLE = (
+    SIDECAR
+    + upstream("u", "{dns: 'a.svc:80', breakers: {requests: 5}, tls: {ca: ca.pem}}")
+    + route(
+        "r",
+        "{hosts: ['*.b.org'], matches: [{path: {regex: '/a.*'}, headers: {x: y}}], upstream: u, policies: {retry: {}}}",
+    )
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, len(WHOLE)), st.integers(0, 8), PIECES), min_size=1, max_size=4))
+def test_whatever_is_written_is_loaded_or_told_with_its_file(tmp_path, edits):
+    text = WHOLE
+    for place, gone, piece in edits:
+        text = text[:place] + piece + text[place + gone :]
+    try:
+        loaded(tmp_path, text)
+    except ConfigError as error:
+        assert all(problem.file == str(tmp_path / "a.yaml") for problem in error.problems)
