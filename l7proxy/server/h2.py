@@ -318,7 +318,7 @@ class H2Protocol(asyncio.Protocol):
         self._flushing = False
         transport = self.transport
         session = self.session
-        if transport is None:
+        if transport is None or self._closing:
             return
         if session.more:
             for event in session.pump():
