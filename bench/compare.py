@@ -91,10 +91,7 @@ class Comparison:
                 runner.proxy.process.stop()
         result.rows = [row for row in result.rows if row.label not in result.errors]
         if taken := [sample.others for row in result.rows for sample in row.samples]:
-            result.notes.append(
-                f"Other processes had {median(taken):.0%} of the proxies' core (median of the rounds), at most "
-                f"{max(taken):.0%}."
-            )
+            result.notes.append(_disturbance(median(taken), max(taken)))
         rows = result.by_label()
         result.findings = [finding for goal in self.goals if (finding := goal.judge(rows)) is not None]
         if len(rows) == len(self.entries):
@@ -131,6 +128,12 @@ class Comparison:
             runner.proofs.after(runner.answered, runner.cut_off)
         runner.row.proofs = runner.proofs.done
         return runner.row
+
+
+def _disturbance(usual: float, most: float) -> str:
+    """Says how much of the proxies' core was gone to others, and when that makes the figures worthless."""
+    words = f"Other processes had {usual:.0%} of the proxies' core (median of the rounds), at most {most:.0%}."
+    return f"**Disturbed: do not quote.** {words}" if usual > 0.05 else words
 
 
 @dataclass(slots=True)
