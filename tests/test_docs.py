@@ -38,7 +38,6 @@ BLOCKS = [block for page in PAGES for block in blocks(page)]
 YAML = [
     block for block in BLOCKS if block.language == "yaml" and "apiVersion: l7proxy.io" in block.text and not block.name
 ]
-PYTHON = [block for block in BLOCKS if block.language == "python" and not block.name]
 
 
 def where(block: Block) -> str:
@@ -59,11 +58,8 @@ def test_yaml_examples_pass_the_check(block: Block, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("block", PYTHON, ids=where)
-def test_python_examples_run(block: Block, tmp_path: Path) -> None:
-    (tmp_path / "example.py").write_text(block.text)
-    done = run(sys.executable, "example.py", folder=tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_no_python_example_goes_unrun() -> None:
+    assert [where(block) for block in BLOCKS if block.language == "python" and not block.name] == []
 
 
 @pytest.mark.parametrize(
