@@ -75,9 +75,9 @@ class GrpcServer:
         try:
             while (message := await context.read()) is not grpc.aio.EOF:
                 await context.write(message)
-        except asyncio.CancelledError:
+        finally:
+            # grpcio shows a cancellation as an end or as CancelledError, as it happens.
             self.cancelled.set()
-            raise
 
     async def stop_early(self, messages: AsyncIterator[bytes], context: Any) -> bytes:
         await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "enough")
