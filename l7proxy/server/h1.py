@@ -8,7 +8,7 @@ from urllib.parse import unquote_to_bytes
 
 from l7proxy.core.drive import Drive
 from l7proxy.core.errors import CODES, Cut, ProxyError
-from l7proxy.core.headers import Headers, without
+from l7proxy.core.headers import without
 from l7proxy.core.message import Body
 from l7proxy.core.peer import ANONYMOUS, Peer
 from l7proxy.core.stream import HIGH_WATER, Stream
@@ -42,8 +42,13 @@ class H1Exchange:
     __slots__ = (
         "connection",
         "head",
+        "authority",
+        "headers",
         "body",
+        "peer",
         "upgrade",
+        "destination",
+        "serves",
         "task",
         "_start",
         "_chunked",
@@ -56,8 +61,13 @@ class H1Exchange:
     def __init__(self, connection: "H1Protocol", head: RequestHead, body: Body) -> None:
         self.connection = connection
         self.head = head
+        self.authority = head.authority
+        self.headers = head.headers
         self.body = body
+        self.peer = connection.peer
         self.upgrade = head.upgrade
+        self.destination = connection.destination
+        self.serves = connection.serves
         self.task: Drive | None = None
         self._start: Message | None = None
         self.begun = False
@@ -66,41 +76,22 @@ class H1Exchange:
         self._trailers = False
         self._left = -1
 
-    @property
-    def peer(self) -> Peer:
-        return self.connection.peer
-
-    @property
-    def destination(self) -> tuple[str, int] | None:
-        return self.connection.destination
-
-    @property
-    def serves(self) -> Callable[[bytes], bool] | None:
-        return self.connection.serves
-
-    @property
-    def authority(self) -> bytes:
-        return self.head.authority
-
-    @property
-    def headers(self) -> Headers:
-        return self.head.headers
-
     async def run(self) -> None:
         """Runs the application, and ends the connection where it leaves the response incomplete."""
         connection = self.connection
         head = self.head
         raw_path, _, query = head.target.partition(b"?")
-        path = unquote_to_bytes(raw_path) if b"%" in raw_path else raw_path
+        # The grammar of targets is ASCII; what escapes stand for need not be UTF-8.
+        path = unquote_to_bytes(raw_path).decode("utf-8", "replace") if b"%" in raw_path else raw_path.decode()
         try:
             await connection.listener.app(
                 {
                     "type": "http",
                     "asgi": _ASGI,
                     "http_version": "1.1" if head.minor else "1.0",
-                    "method": head.method.decode("ascii"),
+                    "method": head.method.decode(),
                     "scheme": connection.scheme,
-                    "path": path.decode("utf-8", "replace"),
+                    "path": path,
                     "raw_path": raw_path,
                     "query_string": query,
                     "root_path": "",
@@ -179,7 +170,7 @@ class H1Exchange:
         self.begun = True
         status: int = start["status"]
         # A field line is always behind a line feed, so that a search for one finds no other.
-        head = STATUS_LINES[status] + b"".join([b"%b: %b\r\n" % pair for pair in start["headers"]])
+        head = STATUS_LINES[status] + encode_fields(start["headers"])
         if b"\nconnection:" in head or b"\ntransfer-encoding:" in head:
             if b"\nconnection: close\r" in head:
                 connection.keep_alive = False
@@ -462,7 +453,8 @@ class H1Protocol(asyncio.Protocol):
             self.close()
         elif self.body_ended:
             self.exchange = None
-            self._resume_reading()
+            if not self._reading:
+                self._resume_reading()
             if self._reader.buffered:
                 self._next()
         else:

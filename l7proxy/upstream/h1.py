@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import cast
 
+from l7proxy.core.deadlines import NEVER, Deadlines
 from l7proxy.core.drive import Waiter
 from l7proxy.core.errors import ProxyError
 from l7proxy.core.headers import Headers
@@ -12,7 +13,7 @@ from l7proxy.core.message import Body
 from l7proxy.core.stream import HIGH_WATER, Stream
 from l7proxy.upstream.dial import NEVER, Expiring
 from l7proxy.wire.framing import UNTIL_CLOSE, Limits, Malformed
-from l7proxy.wire.h1 import END, ResponseHead, ResponseReader, encode_chunk, encode_last_chunk
+from l7proxy.wire.h1 import END, ResponseHead, ResponseReader, encode_chunk, encode_fields, encode_last_chunk
 
 NO_BODY_METHODS = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"CONNECT", b"DELETE"))
 
@@ -31,7 +32,13 @@ class H1Connection(Expiring):
     that pauses the upstream when its reader is slow. `done(reusable)` is called once both messages are complete.
     """
 
-    def __init__(self, limits: Limits, done: Callable[["H1Connection", bool], None]) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        done: Callable[["H1Connection", bool], None],
+        deadlines: Deadlines,
+        known: dict[bytes, ResponseHead],
+    ) -> None:
         self.transport: asyncio.Transport | None = None
         self.idle_since = 0.0
         self.idle_timeout: float | None = None
@@ -40,7 +47,7 @@ class H1Connection(Expiring):
         self.sent = 0
         self._done = done
         self._loop = asyncio.get_running_loop()
-        self._reader = ResponseReader(limits)
+        self._reader = ResponseReader(limits, known)
         self._method = b"GET"
         self._waiter: Waiter[tuple[ResponseHead, Body]] | None = None
         self._head: ResponseHead | None = None
@@ -48,7 +55,10 @@ class H1Connection(Expiring):
         self._sender: asyncio.Task[None] | None = None
         self._sending = False
         self._sent: Callable[[], float | None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._deadlines = deadlines
+        self._deadline = NEVER
+        self._watched = NEVER
+        """When `on_deadline` will be called."""
         self._upgrade = False
         self._tunnel = False
         self._drained: asyncio.Future[None] | None = None
@@ -85,8 +95,7 @@ class H1Connection(Expiring):
         self._touched = False
         self.uses += 1
         turn = self.uses
-        fields = b"".join([b"%b: %b\r\n" % pair for pair in headers])
-        data = b"%b %b HTTP/1.1\r\nhost: %b\r\n%b" % (method, target, host, fields)
+        data = b"%b %b HTTP/1.1\r\nhost: %b\r\n%b" % (method, target, host, encode_fields(headers))
         if b"\nte: " in data:
             # RFC 9110 10.1.4: TE concerns this connection only, and Connection has to say so.
             data += b"connection: te\r\n"
@@ -309,17 +318,26 @@ class H1Connection(Expiring):
     def _arm(self) -> None:
         seconds = self._sent() if self._sent is not None else None
         if seconds is not None and self._waiter is not None:
-            self._timer = self._loop.call_later(seconds if seconds > 0.0 else 0.0, self._late)
+            deadline = self._deadline = time.monotonic() + seconds
+            if deadline < self._watched:
+                self._watched = deadline
+                self._deadlines.watch(self, deadline)
 
-    def _late(self) -> None:
-        self._fail(ProxyError("upstream_timeout", "no response head in time"))
+    def on_deadline(self, now: float) -> float | None:
+        """See `core.deadlines.Due`."""
+        deadline = self._deadline
+        if now < deadline != NEVER:
+            self._watched = deadline
+            return deadline
+        self._watched = NEVER
+        if deadline != NEVER and self._waiter is not None:
+            self._fail(ProxyError("upstream_timeout", "no response head in time"))
+        return None
 
     def _take_waiter(self) -> Waiter[tuple[ResponseHead, Body]] | None:
         """Returns who waits for the head; its timer ends here, for the next request may begin before it goes on."""
         waiter, self._waiter = self._waiter, None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._deadline = NEVER
         return waiter
 
     def _fail(self, error: Exception) -> None:

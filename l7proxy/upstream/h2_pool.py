@@ -25,7 +25,7 @@ from l7proxy.upstream.dial import (
 from l7proxy.upstream.h1 import Unanswered
 from l7proxy.upstream.h2 import H2Connection
 from l7proxy.upstream.h2_call import Unprocessed
-from l7proxy.upstream.transport import EXTENSION, request_parts, response_for
+from l7proxy.upstream.transport import request_parts, response_for
 from l7proxy.wire.h2_limits import H2Limits
 
 
@@ -50,9 +50,7 @@ class H2Transport(httpx.AsyncBaseTransport):
         self._closed = False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        target, host, fields, body = request_parts(request)
-        method = request.method.encode("ascii")
-        ledger: Request | None = request.extensions.get(EXTENSION)
+        method, target, host, fields, body, ledger = request_parts(request)
         upgrade = None if ledger is None else ledger.upgrade
         sent = patience_of(ledger)
         again = False

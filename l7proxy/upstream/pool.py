@@ -8,6 +8,7 @@ from typing import cast
 
 import httpx
 
+from l7proxy.core.deadlines import Deadlines
 from l7proxy.core.errors import ProxyError
 from l7proxy.core.message import Request
 from l7proxy.upstream.dial import (
@@ -22,8 +23,12 @@ from l7proxy.upstream.dial import (
     untouched,
 )
 from l7proxy.upstream.h1 import H1Connection, Unanswered
-from l7proxy.upstream.transport import EXTENSION, request_parts, response_for
+from l7proxy.upstream.transport import request_parts, response_for
 from l7proxy.wire.framing import Limits
+from l7proxy.wire.h1 import ResponseHead
+
+TICK = 0.005
+"""Seconds that a timeout may be late."""
 
 _PEEK_AFTER = 0.005
 """Seconds of rest after which a request that cannot be repeated asks whether its connection still lives."""
@@ -41,6 +46,8 @@ class H1Transport(httpx.AsyncBaseTransport):
         self._metrics = metrics
         self._limits = limits or Limits(head=256 * 1024, header=64 * 1024, headers=1000)
         self._loop = asyncio.get_running_loop()
+        self._deadlines = Deadlines(self._loop, TICK)
+        self._known: dict[bytes, ResponseHead] = {}
         self._idle: list[H1Connection] = []
         self._open: set[H1Connection] = set()
         self._waiting: deque[asyncio.Future[H1Connection | None]] = deque()
@@ -48,9 +55,7 @@ class H1Transport(httpx.AsyncBaseTransport):
         self._closed = False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        target, host, fields, body = request_parts(request)
-        method = request.method.encode("ascii")
-        ledger: Request | None = request.extensions.get(EXTENSION)
+        method, target, host, fields, body, ledger = request_parts(request)
         upgrade = None if ledger is None else ledger.upgrade
         sent = patience_of(ledger)
         idle = self._idle
@@ -122,7 +127,11 @@ class H1Transport(httpx.AsyncBaseTransport):
 
     async def _connect(self, timeout: float | None) -> H1Connection:
         connection = await connect(
-            self._dial, self._load, self._metrics, lambda: H1Connection(self._limits, self._done), timeout
+            self._dial,
+            self._load,
+            self._metrics,
+            lambda: H1Connection(self._limits, self._done, self._deadlines, self._known),
+            timeout,
         )
         self._open.add(connection)
         return connection

@@ -43,50 +43,54 @@ class BodyStream(httpx.AsyncByteStream):
 
 
 class UpstreamRequest(httpx.Request):
-    """An httpx.Request whose `headers` are made when somebody reads them; `fields` are what they are made of.
+    """The httpx view of a core Request: each attribute is made when somebody reads it, and ours read `core`.
 
-    Building `httpx.Headers` for each request and response would cost a fifth of the whole budget.
+    Building httpx's own objects for each request and response would cost a fifth of the whole budget.
     """
 
-    def __init__(self, url: httpx.URL, request: Request) -> None:
-        self.method = request.method.decode("ascii")
+    def __init__(self, url: httpx.URL, core: Request) -> None:
         self.url = url
-        self.host = request.authority
-        self.fields = request.headers
-        self.stream = BodyStream(request.body)
-        self.extensions: dict[str, Any] = {"target": request.target, EXTENSION: request}
+        self.core = core
 
-    @property
-    def headers(self) -> httpx.Headers:  # type: ignore[override]
-        made = self.__dict__.get("made")
-        if made is None:
-            made = self.__dict__["made"] = httpx.Headers([(b"host", self.host), *self.fields])
-        return cast(httpx.Headers, made)
+    def __getattr__(self, name: str) -> Any:
+        core: Request = self.__dict__["core"]
+        value: Any
+        if name == "method":
+            value = core.method.decode("ascii")
+        elif name == "headers":
+            value = httpx.Headers([(b"host", core.authority), *core.headers])
+        elif name == "stream":
+            value = BodyStream(core.body)
+        elif name == "extensions":
+            value = {"target": core.target, EXTENSION: core}
+        else:
+            raise AttributeError(name)
+        self.__dict__[name] = value
+        return value
 
 
 class UpstreamResponse(httpx.Response):
-    """An httpx.Response whose `headers` are made when somebody reads them."""
-
-    is_closed = False
-    is_stream_consumed = False
-    default_encoding = "utf-8"
-    next_request = None
-    _request = None
-    _num_bytes_downloaded = 0
+    """The httpx view of an answer; each attribute that is not ours is made when somebody reads it."""
 
     def __init__(self, status: int, fields: Headers, body: Body) -> None:
         self.status_code = status
         self.fields = fields
-        self.stream = BodyStream(body)
-        self.extensions: dict[str, Any] = {}
-        self.history = []
+        self.body = body
 
-    @property
-    def headers(self) -> httpx.Headers:  # type: ignore[override]
-        made = self.__dict__.get("made")
-        if made is None:
-            made = self.__dict__["made"] = httpx.Headers(self.fields)
-        return cast(httpx.Headers, made)
+    def __getattr__(self, name: str) -> Any:
+        # What httpx.Response sets up in its constructor.
+        whole = httpx.Response(
+            self.__dict__["status_code"], headers=self.__dict__["fields"], stream=BodyStream(self.__dict__["body"])
+        )
+        for key, value in whole.__dict__.items():
+            self.__dict__.setdefault(key, value)
+        if name not in self.__dict__:
+            raise AttributeError(name)
+        return self.__dict__[name]
+
+
+Parts = tuple[bytes, bytes, bytes, Headers, Body, Request | None]
+"""(method, target, host, header fields, body, the request that this is an attempt for, if it is one of ours)"""
 
 
 def url_of(scheme: str, address: str) -> httpx.URL:
@@ -94,21 +98,23 @@ def url_of(scheme: str, address: str) -> httpx.URL:
     return httpx.URL(f"{scheme}://{address}/")
 
 
-def request_parts(request: httpx.Request) -> tuple[bytes, bytes, Headers, Body]:
-    """Returns (target, host, header fields, body) of any httpx.Request."""
-    if isinstance(request, UpstreamRequest):
-        return request.extensions["target"], request.host, request.fields, cast(BodyStream, request.stream).body
+def request_parts(request: httpx.Request) -> Parts:
+    """Takes any httpx.Request apart."""
+    if type(request) is UpstreamRequest:
+        core = request.core
+        return core.method, core.target, core.authority, core.headers, core.body, core
     target = request.extensions.get("target", request.url.raw_path)
     fields = [(name.lower(), value) for name, value in request.headers.raw]
     host = request.headers.get("host", request.url.netloc.decode("ascii")).encode("ascii")
     fields = [pair for pair in fields if pair[0] not in (b"host", b"connection", b"transfer-encoding")]
-    return target, host, fields, body_of(request.stream)
+    method = request.method.encode("ascii")
+    return method, target, host, fields, body_of(request.stream), request.extensions.get(EXTENSION)
 
 
 def response_parts(response: httpx.Response) -> tuple[Headers, Body]:
     """Returns (header fields, body) of any httpx.Response."""
     if type(response) is UpstreamResponse:
-        return response.fields, cast(BodyStream, response.stream).body
+        return response.fields, response.body
     fields = [(name.lower(), value) for name, value in response.headers.raw]
     return fields, body_of(response.stream)
 
