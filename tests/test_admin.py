@@ -195,8 +195,8 @@ def test_drain_fails_readiness_and_goes_on_serving(sidecar: StartSidecar, serve:
         assert (answer.status, answer.body) == (503, b"draining\n")
         assert ask(proxy.admin, "/live").status == 200
     with proxy.client() as client:
-        answer = client.request(GET)
-        assert (answer.status, answer.get("connection")) == (200, "close")
+        last = client.request(GET)
+        assert (last.status, last.get("connection")) == (200, "close")
     time.sleep(0.2)
     assert proxy.process.popen.poll() is None
 

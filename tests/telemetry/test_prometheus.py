@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from l7proxy.core.handler import Keep
@@ -22,6 +23,10 @@ TARGET = {"service.name": "orders", "service.version": '1"\\', "l7proxy.mesh": "
 
 def text(stats: Stats, openmetrics: bool = False) -> str:
     return "".join(render(stats, TARGET, openmetrics))
+
+
+def parsed(stats: Stats) -> list[Metric]:
+    return list(text_string_to_metric_families(text(stats, openmetrics=True)))  # type: ignore[no-untyped-call]
 
 
 def busy() -> Stats:
@@ -81,7 +86,7 @@ def test_a_sampled_request_leaves_an_exemplar_in_its_bucket() -> None:
     route.finish(finished("a"), 200, 0.8)
     exemplars: list[tuple[str, Any]] = [
         (sample.labels["le"], sample.exemplar)
-        for family in text_string_to_metric_families(text(stats, openmetrics=True))
+        for family in parsed(stats)
         for sample in family.samples
         if sample.exemplar is not None
     ]
@@ -93,7 +98,7 @@ def test_a_sampled_request_leaves_an_exemplar_in_its_bucket() -> None:
 
 
 def test_openmetrics_parses_to_the_same_numbers() -> None:
-    families = {family.name: family for family in text_string_to_metric_families(text(busy(), openmetrics=True))}
+    families = {family.name: family for family in parsed(busy())}
     assert families["http_server_request_duration_seconds"].type == "histogram"
     assert families["http_server_request_duration_seconds"].unit == "seconds"
     assert families["l7proxy_plain"].samples[0].value == 12_345_678
