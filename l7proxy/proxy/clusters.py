@@ -10,6 +10,7 @@ from l7proxy.core.stats import Stats
 from l7proxy.identity.client_tls import ClientTls
 from l7proxy.proxy.identities import Identities
 from l7proxy.telemetry.metrics import Metrics
+from l7proxy.upstream.auto import AutoTransport
 from l7proxy.upstream.cluster import Cluster, Settings
 from l7proxy.upstream.dial import Dial, Load
 from l7proxy.upstream.dns import Resolver
@@ -23,6 +24,7 @@ IDLE = 3.0
 """Seconds that an unused connection is kept: below what servers allow, so that they do not close it first."""
 IDLE_H2 = 60.0
 """The same for HTTP/2, whose servers say goodbye before they close."""
+_TRANSPORTS = {"http1": H1Transport, "http2": H2Transport, "auto": AutoTransport}
 
 
 class Clusters:
@@ -91,7 +93,7 @@ class Clusters:
             found = have.get(key)
             if found is None:
                 scheme = "http" if spec.tls is None else "https"
-                transport = (H2Transport if http2 else H1Transport)(dial, load, metrics)
+                transport = _TRANSPORTS[spec.protocol](dial, load, metrics)
                 found = Endpoint(address, url_of(scheme, address), transport, key)
                 have[key] = found
             return found

@@ -19,10 +19,21 @@ IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"
 NEVER = float("inf")
 
 
+class WrongProtocol(ProxyError):
+    """ALPN settled on another protocol than the one that the pool speaks; nothing was sent."""
+
+    def __init__(self, protocol: bytes) -> None:
+        super().__init__("upstream_connect", f"the upstream chose {protocol.decode('latin-1')} (ALPN)")
+
+
 class Expiring(asyncio.Protocol):
-    """A connection to an upstream; none is used for a new request after `expires` (monotonic seconds)."""
+    """A connection to an upstream; none is used for a new request after `expires` (monotonic seconds).
+
+    `chosen` is what ALPN settled on, b"" for nothing.
+    """
 
     expires = NEVER
+    chosen = b""
 
 
 Connection = TypeVar("Connection", bound=Expiring)
@@ -79,6 +90,7 @@ async def connect(
         async with asyncio.timeout(timeout):
             if dial.tls is not None:
                 transport, connection = await dial.tls.connect(make, host=dial.host, port=dial.port)
+                connection.chosen = transport.protocol
                 connection.expires = time.monotonic() + dial.tls.identity.lifetime(transport.peer)
             elif dial.path:
                 _, connection = await loop.create_unix_connection(make, dial.path)

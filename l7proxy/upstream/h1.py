@@ -11,7 +11,7 @@ from l7proxy.core.errors import ProxyError
 from l7proxy.core.headers import Headers
 from l7proxy.core.message import Body
 from l7proxy.core.stream import HIGH_WATER, Stream
-from l7proxy.upstream.dial import NEVER, Expiring
+from l7proxy.upstream.dial import Expiring
 from l7proxy.wire.framing import UNTIL_CLOSE, Limits, Malformed
 from l7proxy.wire.h1 import END, ResponseHead, ResponseReader, encode_chunk, encode_fields, encode_last_chunk
 

@@ -16,6 +16,7 @@ from l7proxy.upstream.dial import (
     Dial,
     Load,
     PoolMetrics,
+    WrongProtocol,
     connect,
     is_alive,
     patience_of,
@@ -140,6 +141,9 @@ class H2Transport(httpx.AsyncBaseTransport):
                 timeout,
             )
             self._connections.append(connection)
+            if self._dial.tls is not None and connection.chosen != b"h2":
+                connection.abort()
+                raise WrongProtocol(connection.chosen or b"http/1.1")
             # How many streams there may be, and whether extended CONNECT is understood, is in the peer's settings.
             try:
                 async with asyncio.timeout(timeout):

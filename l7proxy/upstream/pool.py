@@ -16,6 +16,7 @@ from l7proxy.upstream.dial import (
     Dial,
     Load,
     PoolMetrics,
+    WrongProtocol,
     connect,
     is_alive,
     patience_of,
@@ -134,6 +135,9 @@ class H1Transport(httpx.AsyncBaseTransport):
             timeout,
         )
         self._open.add(connection)
+        if connection.chosen == b"h2":
+            connection.abort()
+            raise WrongProtocol(b"h2")
         return connection
 
     def _done(self, connection: H1Connection, reusable: bool) -> None:
