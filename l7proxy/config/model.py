@@ -176,6 +176,9 @@ class Timeouts(Part, frozen=True):
         Duration, doc("How long a request or response may stand still; `0s` for no bound.", ge=0)
     ] = 300.0
     connection_idle: Annotated[Span, doc("How long a connection may wait for its next request.")] = 3600.0
+    connection_age: Annotated[
+        Span | None, doc("How old a connection may grow before it is ended gracefully, give or take a tenth.")
+    ] = None
     handshake: Annotated[Span, doc("How long a TLS handshake may take.")] = 10.0
 
 

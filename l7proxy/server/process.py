@@ -121,6 +121,7 @@ class Process:
             head=spec.timeouts.header,
             idle=spec.timeouts.connection_idle,
             stream=spec.timeouts.stream_idle or NEVER,
+            max_age=spec.timeouts.connection_age or NEVER,
             goaway=spec.drain.goaway,
         )
         h2_limits = _h2_limits(spec.limits.http2, limits)
