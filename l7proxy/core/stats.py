@@ -50,11 +50,11 @@ class Gauge:
 class Histogram:
     """Counts per bucket (not cumulative; the last is for values above the greatest bound), their sum and number.
 
-    `exemplar` is the last (value, trace id, span id, epoch seconds) of a sampled observation. `used` is when, and
-    `seen` at which count, the series was last found to have moved; whoever expires idle series keeps them.
+    `exemplar` is the last (value, trace id, span id, epoch seconds) of a sampled observation. Who expires idle series
+    keeps the rest: `used` is when, and `seen` at which count, it was last found to have moved, `pins` how many hold it.
     """
 
-    __slots__ = ("buckets", "sum", "exemplar", "used", "seen")
+    __slots__ = ("buckets", "sum", "exemplar", "used", "seen", "pins")
     kind = "histogram"
     bounds = LATENCY_BUCKETS
 
@@ -64,6 +64,7 @@ class Histogram:
         self.exemplar: tuple[float, str, str, float] | None = None
         self.used = 0.0
         self.seen = 0
+        self.pins = 0
 
     def observe(self, value: float) -> None:
         """Adds one value in seconds."""
@@ -127,11 +128,14 @@ class Stats:
 
     def histogram(self, name: str, help: str, **labels: str) -> Histogram:
         """Returns the histogram in seconds with the contract's buckets; `name` ends in `_seconds`."""
+        return self.histogram_at(name, help, tuple(sorted(labels.items())))
+
+    def histogram_at(self, name: str, help: str, labels: Labels) -> Histogram:
+        """Returns the histogram of labels that are sorted already."""
         children = self._family(name, "histogram", help, "s").children
-        key = tuple(sorted(labels.items()))
-        child = children.get(key)
+        child = children.get(labels)
         if child is None:
-            child = children[key] = Histogram()
+            child = children[labels] = Histogram()
         assert isinstance(child, Histogram)
         return child
 
