@@ -20,6 +20,7 @@ HELP = "run two small services with a sidecar beside each, and traffic between t
 
 READY_SECONDS = 15.0
 ENDING_SECONDS = 3.0
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _WEB = """\
 # The sidecar of `web`: its inbound side takes requests from outside, its outbound side those that `web` makes.
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     if args.rate <= 0:
         print("l7proxy demo: --rate must be more than nothing", file=sys.stderr)
         return 2
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in _ENDING:
         signal.signal(number, _interrupt)
     with contextlib.ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="l7proxy-demo-"))
@@ -97,6 +98,9 @@ def run(args: argparse.Namespace) -> int:
         try:
             return _demo(stack, folder, args.rate)
         except KeyboardInterrupt:
+            # The end is bounded in time; another signal would only leave something running.
+            for number in _ENDING:
+                signal.signal(number, signal.SIG_IGN)
             print("\nending the demo", flush=True)
             return 0
 
@@ -134,7 +138,7 @@ def _demo(stack: contextlib.ExitStack, folder: Path, rate: float) -> int:
             stderr=(folder / f"{name}.err").open("wb"),
         )
         stack.callback(_end, sidecar)
-    if not _wait(lambda: _ask(port["web_in"]) == 200):
+    if not _wait(lambda: all(_ask(port[name], "/ready") == 200 for name in ("orders_admin", "web_admin"))):
         for name in texts:
             print(f"the sidecar of {name} says:\n{(folder / f'{name}.err').read_text()}", file=sys.stderr)
         return 1
@@ -171,16 +175,16 @@ def _traffic(port: int, rate: float) -> None:
     pause = 1.0 / rate
     due = time.monotonic()
     while True:
-        _ask(port)
+        _ask(port, "/")
         due = max(due + pause, time.monotonic() - 1.0)
         time.sleep(max(due - time.monotonic(), 0.0))
 
 
-def _ask(port: int) -> int:
+def _ask(port: int, path: str) -> int:
     """Returns the status of one request, 0 when there was no answer."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
-        connection.request("GET", "/")
+        connection.request("GET", path)
         answer = connection.getresponse()
         answer.read()
         return answer.status

@@ -89,6 +89,9 @@ class Sidecar:
         addresses = [self._listen(key) for key in listeners if key in self._spec]
         try:
             self.process.wait_until(lambda: all(map(accepts, addresses)))
+            if "metrics" in listeners and "metrics" in self._spec:
+                # The kernel accepts before the process serves: an answer is what says that it does.
+                self.metrics()
         except BaseException:
             self.process.popen.kill()
             raise
