@@ -215,6 +215,9 @@ def serve(model: Model, source: Source | None = None) -> int:
             return 1
         return await process.run()
 
+    if source is not None:
+        # A reload that is asked for before there is anything to reload must not end the process.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     sys.setswitchinterval(0.0005)
     with contextlib.suppress(ImportError):
         import uvloop
