@@ -82,6 +82,22 @@ def test_counters_and_log_lines_agree_with_what_clients_saw(sidecar: StartSideca
     assert len({line["request_id"] for line in lines}) == len(lines)
 
 
+def test_a_client_that_went_away_is_counted_and_logged(sidecar: StartSidecar, serve: StartServer) -> None:
+    def silent(connection: Connection) -> None:
+        connection.read()
+        connection.wait_for_close()
+
+    proxy = sidecar(app=serve(silent).address)
+    client = proxy.client()
+    client.send(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n")
+    wait_for(lambda: proxy.metrics()("l7proxy_upstream_requests") == 1, 5, lambda: proxy.metrics().text)
+    client.reset()
+    wait_for(lambda: proxy.metrics()(SERVER, http_response_status_code="499", l7proxy_flags="DC") == 1, 5)
+    wait_for(lambda: proxy.metrics()(CLIENT, http_response_status_code="", error_type="cancelled") == 1, 5)
+    [line] = proxy.log_lines()
+    assert (line["status"], line["flags"], line["first_byte_ms"]) == (499, "DC", None)
+
+
 def test_configured_routes_are_counted_from_zero(sidecar: StartSidecar) -> None:
     proxy = sidecar(
         route("a", matches=[{"path": {"prefix": "/a"}, "methods": ["POST"]}, {"path": {"exact": "/b"}}]),
