@@ -1,6 +1,6 @@
 """What a policy is, and all that it may ask for."""
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from random import Random
 from typing import Any, ClassVar, Protocol, TypeVar, cast
 
@@ -54,15 +54,24 @@ class Keep:
 
     def commit(self) -> list[Any]:
         """The configuration that was compiled goes live."""
-        dropped = [value for key, value in self._live.items() if key not in self._next]
-        self._live, self._next = self._next, {}
-        return dropped
+        return [value for value in self.swap() if value is not None]
+
+    def swap(self) -> Iterator[Any]:
+        """Does what `commit` does, and tells what is dropped one by one: None for each object that is kept."""
+        before, self._live, self._next = self._live, self._next, {}
+        return _dropped(before, self._live)
 
     def rollback(self) -> list[Any]:
         """The configuration that was compiled is given up."""
         dropped = [value for key, value in self._next.items() if key not in self._live]
         self._next = {}
         return dropped
+
+
+def _dropped(before: dict[Any, Any], live: dict[Any, Any]) -> Iterator[Any]:
+    while before:
+        key, value = before.popitem()
+        yield None if key in live else value
 
 
 class RouteInfo(Struct, frozen=True):

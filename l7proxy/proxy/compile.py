@@ -1,7 +1,7 @@
 """From a model to a snapshot: every decision that does not depend on the request is taken here, once."""
 
 import time
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Iterator
 from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from random import Random
@@ -14,6 +14,7 @@ from l7proxy.config.model import Route as RouteSpec
 from l7proxy.core.errors import ConfigError, Problem
 from l7proxy.core.extras import MissingExtra
 from l7proxy.core.handler import Build, Handler, Keep, RouteInfo
+from l7proxy.core.slices import Steps, drained
 from l7proxy.filters.authorization import guard
 from l7proxy.filters.authorizer import Authorizer
 from l7proxy.filters.retry import Retry
@@ -76,7 +77,7 @@ class Compiler:
         self._authorizer: Authorizer | None = None
         self._specs: dict[str, tuple[Upstream, Cluster]] = {}
 
-    def steps(self, model: Model) -> Generator[None, None, Snapshot]:
+    def steps(self, model: Model) -> Steps[Snapshot]:
         """Compiles in steps of well under a millisecond; raises ConfigError with every problem found."""
         self._next = {}
         self._specs = {}
@@ -154,11 +155,11 @@ class Compiler:
         )
         return snapshot
 
-    def commit(self) -> None:
-        """What was compiled last goes live; what only the configuration before it used is closed."""
-        self._memo = self._next
+    def commit(self) -> Steps[None]:
+        """What was compiled last goes live at once; the steps close what only the configuration before it used."""
+        memo, self._memo = self._memo, self._next
         self._clusters.commit(self._specs)
-        _close(self._keep.commit())
+        return _let_go(memo, self._keep.swap())
 
     def rollback(self) -> None:
         """What was compiled last is given up."""
@@ -340,6 +341,14 @@ def _pattern(match: Match) -> str:
     """Returns the path pattern as the metric label `http_route` shows it."""
     path = match.path
     return path.exact or path.prefix or path.regex or "/"
+
+
+def _let_go(memo: dict[Any, _Memo], dropped: Iterator[Any]) -> Steps[None]:
+    for thing in dropped:
+        if thing is not None:
+            _close([thing])
+        yield
+    yield from drained(memo)
 
 
 def _close(dropped: list[Any]) -> None:

@@ -11,7 +11,7 @@ from l7proxy.config.model import Model
 from l7proxy.core.errors import ConfigError
 from l7proxy.core.handler import Keep, Source
 from l7proxy.core.message import Request
-from l7proxy.core.slices import between, finish
+from l7proxy.core.slices import Steps, between, finish
 from l7proxy.identity.contexts import Identity
 from l7proxy.proxy.compile import Compiler
 from l7proxy.proxy.snapshot import Live, Snapshot
@@ -40,7 +40,7 @@ class Control:
         self._accepted = stats.counter("l7proxy_config_accepted_total", "Configurations that went live")
         snapshot = finish(self._compiler.steps(model))
         self.live = Live(snapshot, self._refused, self._failed)
-        self._swap(snapshot)
+        finish(self._swap(snapshot))
 
     @property
     def snapshot(self) -> Snapshot:
@@ -57,7 +57,11 @@ class Control:
             except BaseException:
                 self._compiler.rollback()
                 raise
-            self._swap(snapshot)
+            before = self.snapshot
+            await between(self._swap(snapshot))
+            leftovers = _dismantle(before)
+            del before
+            await between(leftovers)
 
     async def follow(self, source: Source) -> None:
         """Applies what the source yields, and tells it and the log how that went."""
@@ -85,7 +89,7 @@ class Control:
         self._rejected.value += 1
         for problem in error.problems:
             self.telemetry.log("error", "configuration rejected", file=problem.file, line=problem.line,
-                               message=problem.message)  # fmt: skip
+                               message=str(problem))  # fmt: skip
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
         """Runs work that outlives a request; `close` ends it."""
@@ -99,9 +103,10 @@ class Control:
             task.cancel()
         self._compiler.close()
 
-    def _swap(self, snapshot: Snapshot) -> None:
+    def _swap(self, snapshot: Snapshot) -> Steps[None]:
+        """Makes the snapshot live at once; the steps let go of what only the one before it used."""
         self.live.snapshot = snapshot
-        self._compiler.commit()
+        rest = self._compiler.commit()
         self._version.value = int.from_bytes(blake2b(snapshot.version.encode(), digest_size=6).digest(), "big")
         self._since.value = time.time()
         self._accepted.value += 1
@@ -109,6 +114,7 @@ class Control:
         self.telemetry.target = resource(model.sidecar.spec.service)
         self.telemetry.metrics.settle([route.name for route in model.routes], model.upstreams, time.monotonic())
         self.telemetry.log("info", "configuration live", version=snapshot.version, routes=len(model.routes))
+        return rest
 
     def _refused(self, reason: str) -> None:
         self.telemetry.stats.counter(
@@ -118,3 +124,14 @@ class Control:
     def _failed(self, request: Request, error: Exception) -> None:
         route = request.route.name if request.route is not None else ""
         self.telemetry.log("error", "policy failed", route=route, error=f"{type(error).__name__}: {error}")
+
+
+def _dismantle(before: Snapshot) -> Steps[None]:
+    """Lets go of a snapshot in steps; a request that began with it has its route already and needs no other."""
+    yield from before.inbound.router.dismantle()
+    yield from before.outbound.router.dismantle()
+    routes = list(before.model.routes)
+    del before
+    while routes:
+        routes.pop()
+        yield
