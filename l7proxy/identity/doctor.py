@@ -70,6 +70,9 @@ def explain_failure(reasons: list[str], server: bool) -> Refused:
         if part in text:
             if reason == "peer_refused":
                 return _refused_by_peer(text, server)
+            if reason == "not_tls" and not server:
+                # A server that answers a ClientHello with something else is, nearly always, one for plain HTTP.
+                return Refused("plain_text", _PLAIN)
             return Refused(reason, sentence)
     return Refused("protocol", f"TLS failed: {text or 'for no reason that OpenSSL tells'}")
 

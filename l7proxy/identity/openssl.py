@@ -194,6 +194,8 @@ def _context(method: int, material: Material, min_version: Version) -> Context:
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     context.set_verify_depth(_DEPTH)
     context.set_mode(_NO_AUTO_CHAIN)
+    # pyOpenSSL turns this on; our buffer takes everything, so a write is done when it returns.
+    context.clear_mode(_lib.SSL_MODE_ENABLE_PARTIAL_WRITE)
     if material.chain:
         leaf, *others = map(x509.load_der_x509_certificate, material.chain)
         context.use_certificate(leaf)

@@ -259,7 +259,9 @@ class H2Protocol(asyncio.Protocol):
 
     def _open(self, stream: H2Stream, head: RequestFields) -> H2Exchange | None:
         if head.method != b"CONNECT" or head.protocol is not None:
-            if head.scheme.decode("ascii") != self.scheme:
+            # Mesh proxies write the scheme that their application used: plain HTTP, though it comes in mTLS.
+            from_mesh = head.scheme == b"http" and self.peer.fingerprint
+            if head.scheme.decode("ascii") != self.scheme and not from_mesh:
                 self.listener.refused("scheme")
                 self.answer(stream, "bad_request")
                 return None
