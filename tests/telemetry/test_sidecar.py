@@ -17,6 +17,7 @@ import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tests.conftest import StartServer, StartSidecar
+from tests.identity.pki import ORDERS, WEB, Authority, TlsClient, context
 from tests.support.net import free_address, wait_for
 from tests.support.process import Process
 from tests.support.server import OK, Connection
@@ -212,6 +213,28 @@ def test_a_log_that_cannot_be_opened_is_one_clear_line(tmp_path: Path, path: str
 
 
 # Traces.
+
+
+def test_who_calls_is_in_metrics_log_and_span(
+    sidecar: StartSidecar, serve: StartServer, collector: Collector, tmp_path: Path
+) -> None:
+    ca = Authority(tmp_path)
+    orders, web = ca.issue("orders", ORDERS), ca.issue("web", WEB)
+    proxy = sidecar(
+        app=serve().address,
+        inbound={"tls": {"mode": "PERMISSIVE", "cert": str(orders.cert), "key": str(orders.key), "ca": str(ca.file)}},
+        tracing={"sampling": 1, "otlp": collector.url},
+    )
+    with TlsClient(proxy.inbound, context(ca, web)) as client:
+        for _ in range(3):
+            assert client.get("/", "orders").status == 200
+    assert proxy.get().status == 200
+    metrics = proxy.metrics()
+    assert metrics(SERVER, l7proxy_peer=WEB, url_scheme="https", http_response_status_code="200") == 3
+    assert metrics(SERVER, l7proxy_peer="", url_scheme="http", http_response_status_code="200") == 1
+    assert [line["peer"] for line in proxy.log_lines(4)] == [WEB, WEB, WEB, ""]
+    peers = [attributes(span).get("l7proxy.peer") for span in collector.wait(8) if span.kind == Span.SPAN_KIND_SERVER]
+    assert peers == [WEB, WEB, WEB, None]
 
 
 def test_app_and_collector_see_one_trace_through_the_sidecar(
