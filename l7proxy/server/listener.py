@@ -81,6 +81,8 @@ class Listener:
         self.now = time.monotonic()
         self.on_closed: Callable[[], None] | None = None
         self._due: dict[int, set[Connection]] = {}
+        self._ticks: dict[Connection, set[int]] = {}
+        """Where a connection stands in `_due`, so that what has ended is let go at once, not at its tick."""
         self._tick = int(self.now / TICK)
         self._timer = self.loop.call_later(TICK, self._on_timer)
         self.accepted = stats.counter(
@@ -107,25 +109,33 @@ class Listener:
 
     def replaced(self, connection: Connection, other: Connection) -> None:
         """A connection turned out to speak another protocol."""
-        self.connections.discard(connection)
+        self._forget(connection)
         self.connections.add(other)
 
     def closed(self, connection: Connection) -> None:
         """A connection has ended."""
-        self.connections.discard(connection)
+        self._forget(connection)
         if self.on_closed is not None:
             self.on_closed()
 
     def watch(self, connection: Connection, when: float) -> None:
         """Asks `connection.on_tick` at `when` (monotonic seconds) or within a tick after it."""
-        if when != NEVER:
-            self._due.setdefault(max(int(when / TICK), self._tick) + 1, set()).add(connection)
+        if when != NEVER and connection in self.connections:
+            tick = max(int(when / TICK), self._tick) + 1
+            self._due.setdefault(tick, set()).add(connection)
+            self._ticks.setdefault(connection, set()).add(tick)
 
     def close(self) -> None:
         """Stops the timers and aborts what is left."""
         self._timer.cancel()
         for connection in list(self.connections):
             connection.abort()
+
+    def _forget(self, connection: Connection) -> None:
+        self.connections.discard(connection)
+        for tick in self._ticks.pop(connection, ()):
+            if tick in self._due:
+                self._due[tick].discard(connection)
 
     def _on_timer(self) -> None:
         now = self.now = time.monotonic()
@@ -138,6 +148,7 @@ class Listener:
         for tick in ticks:
             for connection in self._due.pop(tick, ()):
                 if connection in self.connections:
+                    self._ticks[connection].discard(tick)
                     again = connection.on_tick(now)
                     if again is not None:
                         self.watch(connection, again)
