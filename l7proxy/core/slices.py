@@ -22,13 +22,21 @@ def drained(table: dict[Any, Any]) -> Steps[None]:
 
 
 def finish(steps: Steps[T]) -> T:
-    """Runs all steps at once and returns the result."""
+    """Runs all steps at once and returns the result; the garbage collector rests meanwhile.
+
+    It would walk what the steps make again and again: three quarters of the time that 10,000 routes take to compile.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
     try:
         while True:
             next(steps)
     except StopIteration as done:
         value: T = done.value
         return value
+    finally:
+        if collecting:
+            gc.enable()
 
 
 async def between(steps: Steps[T], busy: float = BUSY) -> T:
