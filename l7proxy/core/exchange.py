@@ -1,7 +1,7 @@
 """What our own server knows of a request beyond the ASGI scope: `scope["extensions"]["l7proxy"]`."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from l7proxy.core.headers import Headers
 from l7proxy.core.message import Body
@@ -28,3 +28,14 @@ class Exchange(Protocol):
 
     @property
     def serves(self) -> Callable[[bytes], bool] | None: ...
+
+
+class Refusal(NamedTuple):
+    """An answer to what never became a request: its error code and reason, and who got it over which protocol."""
+
+    code: str
+    reason: str
+    version: str
+    scheme: str
+    peer: Peer
+    client: tuple[str, int] | None

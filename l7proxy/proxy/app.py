@@ -10,8 +10,8 @@ from typing import Any, cast
 
 import msgspec
 
-from l7proxy.core.errors import Cut, ProxyError
-from l7proxy.core.exchange import Exchange
+from l7proxy.core.errors import CODES, Cut, ProxyError
+from l7proxy.core.exchange import Exchange, Refusal
 from l7proxy.core.headers import Headers, find
 from l7proxy.core.message import Body, Request, Response
 from l7proxy.core.stream import Stream
@@ -235,6 +235,23 @@ def _finish(snapshot: Snapshot, side: Side, request: Request, status: int, failu
     if log is not None:
         event: Mark = "tunnel_end" if request.upgrade is not None and _tunnels(request, status) else "request"
         log.write(request, status, seconds, snapshot.version, event)
+
+
+def make_refusals(live: Live, inbound: bool) -> Callable[[Refusal], None]:
+    """Returns what counts and logs an answer that the server itself made to bytes that never became a request."""
+
+    def refused(refusal: Refusal) -> None:
+        snapshot = live.snapshot
+        scheme, peer = refusal.scheme.encode(), refusal.peer
+        request = Request(b"", scheme, b"", b"", b"", b"", [], b"", refusal.version, peer, inbound=inbound)
+        request.source = refusal.client[0] if refusal.client else ""
+        code = CODES[refusal.code]
+        request.code, request.flags, request.detail = code.name, code.flag, refusal.reason
+        (snapshot.inbound if inbound else snapshot.outbound).unmatched.finish(request, code.status, 0.0)
+        if snapshot.log is not None:
+            snapshot.log.write(request, code.status, 0.0, snapshot.version)
+
+    return refused
 
 
 def _tunnels(request: Request, status: int) -> bool:

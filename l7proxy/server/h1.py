@@ -8,6 +8,7 @@ from urllib.parse import unquote_to_bytes
 
 from l7proxy.core.drive import Drive
 from l7proxy.core.errors import CODES, Cut, ProxyError
+from l7proxy.core.exchange import Refusal
 from l7proxy.core.headers import without
 from l7proxy.core.message import Body
 from l7proxy.core.peer import ANONYMOUS, Peer
@@ -274,11 +275,11 @@ class H1Protocol(asyncio.Protocol):
         self.server = _address(transport.get_extra_info("sockname"))
         listener = self.listener
         listener.opened(self)
-        listener.watch(self, listener.now + listener.timeouts.head)
         if listener.timeouts.max_age != NEVER:
             # Jittered by a tenth, so that connections made together do not end together.
             self.close_at = listener.now + listener.timeouts.max_age * (0.9 + (id(self) >> 4) % 100 / 1000)
         self.close_at = min(self.close_at, self.expires)
+        listener.watch(self, min(listener.now + listener.timeouts.head, self.close_at))
 
     def data_received(self, data: bytes) -> None:
         listener = self.listener
@@ -360,10 +361,9 @@ class H1Protocol(asyncio.Protocol):
         if self._head_since is not None:
             until = self._head_since + timeouts.head
             if now < until:
-                return until
+                return min(until, max(self.close_at, now + 1.0))
             if self._reader.buffered:
-                self.listener.refused("slow_head")
-                self.answer(CODES["request_timeout"].status, "request_timeout")
+                self._refuse("request_timeout", "slow_head")
             else:
                 self.close()
             return None
@@ -472,7 +472,7 @@ class H1Protocol(asyncio.Protocol):
             head = reader.head()
         except Malformed as error:
             if not self._becomes_h2():
-                self._refuse(error)
+                self._refuse(error.code.name, error.reason)
             return
         if head is None:
             if reader.buffered and self._head_since is None:
@@ -489,7 +489,7 @@ class H1Protocol(asyncio.Protocol):
             try:
                 body = self._begin_body(head)
             except Malformed as error:
-                self._refuse(error)
+                self._refuse(error.code.name, error.reason)
                 return
         elif head.upgrade is not None:
             body = self._stream = Stream(self._consumed)
@@ -574,9 +574,11 @@ class H1Protocol(asyncio.Protocol):
             if self._discarding:
                 self.close()
 
-    def _refuse(self, error: Malformed) -> None:
-        self.listener.refused(error.reason)
-        self.answer(error.code.status, error.code.name)
+    def _refuse(self, code: str, reason: str) -> None:
+        """Answers what does not become a request."""
+        self.listener.refused(reason)
+        self.listener.tell(Refusal(code, reason, "1.1", self.scheme, self.peer, self.client))
+        self.answer(CODES[code].status, code)
 
     def _stream_done(self) -> None:
         stream, self._stream = self._stream, None

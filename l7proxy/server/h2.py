@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any, cast
 
 from l7proxy.core.errors import CODES
+from l7proxy.core.exchange import Refusal
 from l7proxy.core.peer import ANONYMOUS, Peer
 from l7proxy.core.stream import HIGH_WATER
 from l7proxy.server.h2_exchange import STATUS, H2Exchange
@@ -84,11 +85,11 @@ class H2Protocol(asyncio.Protocol):
         self.client = _address(transport.get_extra_info("peername"))
         self.server = _address(transport.get_extra_info("sockname"))
         listener = self.listener
-        listener.watch(self, listener.now + min(listener.timeouts.head, listener.timeouts.stream))
         if listener.timeouts.max_age != NEVER:
             # Jittered by a tenth, so that connections made together do not end together.
             self.close_at = listener.now + listener.timeouts.max_age * (0.9 + (id(self) >> 4) % 100 / 1000)
         self.close_at = min(self.close_at, self.expires)
+        listener.watch(self, min(listener.now + min(listener.timeouts.head, listener.timeouts.stream), self.close_at))
         if listener.draining:
             self.drain()
         self._flush()
@@ -262,12 +263,10 @@ class H2Protocol(asyncio.Protocol):
             # Mesh proxies write the scheme that their application used: plain HTTP, though it comes in mTLS.
             from_mesh = head.scheme == b"http" and self.peer.fingerprint
             if head.scheme.decode("ascii") != self.scheme and not from_mesh:
-                self.listener.refused("scheme")
-                self.answer(stream, "bad_request")
+                self._refuse(stream, "bad_request", "scheme")
                 return None
             if len(head.target) > self.listener.limits.target:
-                self.listener.refused("target_too_long")
-                self.answer(stream, "uri_too_long")
+                self._refuse(stream, "uri_too_long", "target_too_long")
                 return None
         exchange = stream.owner = H2Exchange(self, stream, head)
         return exchange
@@ -290,13 +289,19 @@ class H2Protocol(asyncio.Protocol):
         elif isinstance(event, Refused):
             self._refused(event.reason)
         elif isinstance(event, Oversized):
-            self.answer(event.stream, "headers_too_large")
+            self._refuse(event.stream, "headers_too_large", "head_too_large")
         elif isinstance(event, GoingAway):
             self.session.refusing = True
             self.listener.loop.call_soon(self._finish)
         elif isinstance(event, Ended):
             begun.clear()
             self.listener.loop.call_soon(self.close, Error.PROTOCOL_ERROR)
+
+    def _refuse(self, stream: H2Stream, code: str, reason: str) -> None:
+        """Answers what does not become a request."""
+        self.listener.refused(reason)
+        self.listener.tell(Refusal(code, reason, "2", self.scheme, self.peer, self.client))
+        self.answer(stream, code)
 
     def _refused(self, reason: str) -> None:
         self.listener.stats.counter(

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
+from l7proxy.core.exchange import Refusal
 from l7proxy.core.stats import Stats
 from l7proxy.wire.framing import Limits
 from l7proxy.wire.h2_limits import H2Limits
@@ -80,6 +81,7 @@ class Listener:
         self.answered = 0
         self.now = time.monotonic()
         self.on_closed: Callable[[], None] | None = None
+        self.on_refusal: Callable[[Refusal], None] | None = None
         self._due: dict[int, set[Connection]] = {}
         self._ticks: dict[Connection, set[int]] = {}
         """Where a connection stands in `_due`, so that what has ended is let go at once, not at its tick."""
@@ -101,6 +103,11 @@ class Listener:
         self.stats.counter(
             "l7proxy_bad_requests_total", "Requests refused as malformed, by reason", listener=self.name, reason=reason
         ).value += 1
+
+    def tell(self, refusal: Refusal) -> None:
+        """Lets metrics and log know of an answer that no application made."""
+        if self.on_refusal is not None:
+            self.on_refusal(refusal)
 
     def opened(self, connection: Connection) -> None:
         """A connection begins; it will be asked about its timeouts."""

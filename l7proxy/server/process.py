@@ -15,7 +15,7 @@ from l7proxy.config.model import Http2Limits, Model, Sidecar
 from l7proxy.core.handler import Source
 from l7proxy.core.stats import Stats
 from l7proxy.identity.handshakes import Handshakes
-from l7proxy.proxy.app import make_app
+from l7proxy.proxy.app import make_app, make_refusals
 from l7proxy.proxy.control import Control
 from l7proxy.server.accept import Acceptor
 from l7proxy.server.hypercorn import bind
@@ -129,6 +129,8 @@ class Process:
             name, app, self._telemetry.stats, limits, timeouts, service=spec.service.name, h2_limits=h2_limits
         )
         self._listeners[name] = listener
+        if name in ("inbound", "outbound"):
+            listener.on_refusal = make_refusals(self._control.live, name == "inbound")
         if name == "inbound":
             live = self._control.live
             secure = Secure(listener, lambda: live.snapshot.tls, self._handshakes, self._telemetry.log)

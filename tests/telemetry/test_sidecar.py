@@ -18,6 +18,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tests.conftest import StartServer, StartSidecar
 from tests.identity.pki import ORDERS, WEB, Authority, TlsClient, context
+from tests.support.client import exchange
 from tests.support.net import free_address, wait_for
 from tests.support.process import Process
 from tests.support.server import OK, Connection
@@ -97,6 +98,28 @@ def test_a_client_that_went_away_is_counted_and_logged(sidecar: StartSidecar, se
     wait_for(lambda: proxy.metrics()(CLIENT, http_response_status_code="", error_type="cancelled") == 1, 5)
     [line] = proxy.log_lines()
     assert (line["status"], line["flags"], line["first_byte_ms"]) == (499, "DC", None)
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "code", "reason"),
+    [
+        (b"GET / HTTP/1.1\r\n\r\n", 400, "bad_request", "host"),
+        (b"GET / HTTP/1.1\r\nhost: a\r\nx: " + b"x" * 70_000 + b"\r\n\r\n", 431, "headers_too_large", ""),
+        (b"GET /" + b"x" * 10_000 + b" HTTP/1.1\r\nhost: a\r\n\r\n", 414, "uri_too_long", ""),
+    ],
+)
+def test_what_never_became_a_request_is_counted_and_logged_too(
+    sidecar: StartSidecar, data: bytes, status: int, code: str, reason: str
+) -> None:
+    proxy = sidecar(app=free_address())
+    answers, _ = exchange(proxy.inbound, data)
+    assert [answer.status for answer in answers] == [status]
+    metrics = proxy.metrics()
+    assert metrics(SERVER, error_type=code, http_response_status_code=str(status), l7proxy_flags="DPE") == 1
+    assert metrics(SERVER) == metrics("l7proxy_bad_requests_total") == 1
+    [line] = proxy.log_lines()
+    assert (line["status"], line["code"], line["flags"], line["source"]) == (status, code, "DPE", "127.0.0.1")
+    assert reason in line["detail"]
 
 
 def test_configured_routes_are_counted_from_zero(sidecar: StartSidecar) -> None:
