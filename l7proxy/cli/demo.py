@@ -130,6 +130,8 @@ def _demo(stack: contextlib.ExitStack, folder: Path, rate: float) -> int:
             folder=folder,
         ),
     }
+    sidecars: list[subprocess.Popen[bytes]] = []
+    stack.callback(_end, sidecars)
     for name, text in texts.items():
         (folder / name).mkdir()
         (folder / name / "sidecar.yaml").write_text(text)
@@ -137,7 +139,7 @@ def _demo(stack: contextlib.ExitStack, folder: Path, rate: float) -> int:
             [sys.executable, "-m", "l7proxy", "run", "-c", str(folder / name)],
             stderr=(folder / f"{name}.err").open("wb"),
         )
-        stack.callback(_end, sidecar)
+        sidecars.append(sidecar)
     if not _wait(lambda: all(_ask(port[name], "/ready") == 200 for name in ("orders_admin", "web_admin"))):
         for name in texts:
             print(f"the sidecar of {name} says:\n{(folder / f'{name}.err').read_text()}", file=sys.stderr)
@@ -203,18 +205,20 @@ def _wait(ready: Callable[[], bool]) -> bool:
     return True
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends a sidecar; the second signal says not to wait for idle connections."""
-    for _ in range(2):
-        if process.poll() is None:
-            process.terminate()
+def _end(sidecars: list[subprocess.Popen[bytes]]) -> None:
+    """Ends the sidecars; the second signal says not to wait for idle connections."""
+    for patience in (ENDING_SECONDS / 10, ENDING_SECONDS):
+        for sidecar in sidecars:
+            if sidecar.poll() is None:
+                sidecar.terminate()
+        end = time.monotonic() + patience
+        for sidecar in sidecars:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(ENDING_SECONDS / 10)
-    try:
-        process.wait(ENDING_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+                sidecar.wait(max(end - time.monotonic(), 0.01))
+    for sidecar in sidecars:
+        if sidecar.poll() is None:
+            sidecar.kill()
+            sidecar.wait()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -84,7 +84,7 @@ def test_a_saved_change_is_live_at_once(demo: Demo) -> None:
 def test_the_end_leaves_nothing_behind(number: int, demo: Demo) -> None:
     children = demo.children()
     assert len(children) == 2
-    assert demo.process.stop(number) == 0
+    assert demo.process.stop(number, timeout=20) == 0
     assert not [pid for pid in children if os.path.exists(f"/proc/{pid}")]
     assert not demo.folder.exists()
     assert "Traceback" not in demo.process.stderr
