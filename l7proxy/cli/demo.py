@@ -148,7 +148,8 @@ def _demo(stack: contextlib.ExitStack, folder: Path, rate: float) -> int:
     traffic = threading.Thread(target=_traffic, args=(port["web_in"], rate), daemon=True)
     traffic.start()
     while True:
-        signal.pause()
+        # Not signal.pause(): a signal that comes just before it would be waited for in vain.
+        time.sleep(0.2)
 
 
 def _say(folder: Path, port: dict[str, int]) -> None:
