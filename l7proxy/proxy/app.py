@@ -110,8 +110,12 @@ def make_app(live: Live, inbound: bool) -> Callable[[Scope, Receive, Send], Awai
                 await _pump(request, response, cast(Stream, body), send)
         except asyncio.CancelledError as error:
             failure = error
-            request.flags = request.flags or "DC"
-            status = status or CANCELLED
+            # The server says with which error it answers in our place; without one the client is gone.
+            code = CODES.get(error.args[0]) if error.args else None
+            if code is not None:
+                request.code = code.name
+            request.flags = request.flags or (code.flag if code is not None else "DC")
+            status = status or (code.status if code is not None else CANCELLED)
             raise
         except ProxyError as error:
             # The response had begun: all that can be done is not to end it cleanly.

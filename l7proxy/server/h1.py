@@ -622,7 +622,7 @@ class H1Protocol(asyncio.Protocol):
         exchange = self.exchange
         if exchange is not None and exchange.task is not None and not exchange.begun and not self.body_ended:
             self.listener.refused("slow_body")
-            exchange.task.cancel()
+            exchange.task.cancel("request_timeout")
             self.exchange = None
             self.answer(CODES["request_timeout"].status, "request_timeout")
         else:

@@ -350,8 +350,9 @@ class H2Protocol(asyncio.Protocol):
         """No byte either way for the stream timeout: 408 while no answer has begun, else an end without one."""
         stream = exchange.stream
         self.listener.refused("slow_stream")
-        exchange.abandon()
-        if not exchange.begun and stream.state & RECEIVING:
+        unanswered = not exchange.begun and stream.state & RECEIVING
+        exchange.abandon("request_timeout" if unanswered else None)
+        if unanswered:
             self.answer(stream, "request_timeout")
         else:
             self.session.send_reset(stream, Error.CANCEL)

@@ -135,14 +135,14 @@ class H2Exchange:
             self._early = []
         cast(Stream, self.body).end(trailers)
 
-    def abandon(self) -> None:
-        """The client gave up, or the stream broke: there is nobody left to answer."""
+    def abandon(self, code: str | None = None) -> None:
+        """The client gave up, or the stream broke: there is nobody left to answer, or `code` is what it is answered."""
         if type(self.body) is Stream:
             self.body.fail(ConnectionResetError("the client went away"))
         if self.task is not None:
             # A task that has not begun yet is cancelled without a step, so this cannot be left to it.
             self.connection.exchanges.discard(self)
-            self.task.cancel()
+            self.task.cancel(code)
 
     def writable(self) -> None:
         """All that was sent has left."""
