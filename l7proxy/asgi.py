@@ -1,29 +1,35 @@
 """The proxy as a plain ASGI application, for any server: `l7proxy.asgi:create_app(config)`.
 
-Our own server passes an `Exchange` with each request. Under others this module makes one from the scope: what those
-cannot do (upgrades, the address dialled before a redirection, a peer without the ASGI `tls` extension) is left out.
+Our own server hands exchanges to the proxy as they are (`docs/decisions.md`); here they are made from ASGI scopes. What
+other servers cannot do (upgrades, the address dialled before a redirection) is left out.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from ssl import PEM_cert_to_DER_cert
 from typing import Any
+from urllib.parse import quote
 
 from l7proxy.config.load import load
 from l7proxy.config.model import Model
-from l7proxy.core.headers import HOP_BY_HOP, Headers, find, find_all
+from l7proxy.core.exchange import Exchange
+from l7proxy.core.headers import HOP_BY_HOP, Headers, find, find_all, tokens
 from l7proxy.core.message import Body
 from l7proxy.core.peer import ANONYMOUS, Peer
 from l7proxy.core.stats import Stats
 from l7proxy.core.stream import HIGH_WATER, Stream
 from l7proxy.identity.peer import peer_of
 from l7proxy.identity.refusal import Refused
-from l7proxy.proxy.app import Receive, Scope, Send, make_app
+from l7proxy.proxy.app import make_app
 from l7proxy.proxy.control import Control
 from l7proxy.telemetry.facade import Telemetry
 from l7proxy.telemetry.log import Log
 
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Serve = Callable[[Exchange], Awaitable[None]]
 
 
 def create_app(config: Model | str | Sequence[str], direction: str = "inbound") -> App:
@@ -33,10 +39,10 @@ def create_app(config: Model | str | Sequence[str], direction: str = "inbound") 
     where the server has no lifespan. Raises ConfigError.
     """
     model = config if isinstance(config, Model) else load([config] if isinstance(config, str) else config)
-    inner: App | None = None
+    inner: Serve | None = None
     control: Control | None = None
 
-    def start() -> App:
+    def start() -> Serve:
         nonlocal inner, control
         stats = Stats()
         control = Control(Telemetry(stats, Log(stats)), model)
@@ -79,33 +85,57 @@ def _peer(tls: Mapping[str, Any] | None) -> Peer:
 class ForeignExchange:
     """What can be known of a request under a server that is not ours; see `core.exchange.Exchange`."""
 
-    def __init__(self, scope: Scope, body: Body) -> None:
-        self.authority = find(scope["headers"], b"host") or b""
-        named = {token.strip().lower() for value in find_all(scope["headers"], b"connection")
-                 for token in value.split(b",")}  # fmt: skip
-        self.headers: Headers = [
-            (name, value)
-            for name, value in scope["headers"]
-            if name != b"host" and name not in HOP_BY_HOP and name not in named
+    upgrade: bytes | None = None
+    destination: tuple[str, int] | None = None
+    serves: Callable[[bytes], bool] | None = None
+
+    def __init__(self, scope: Scope, body: Body, send: Send) -> None:
+        fields: Headers = list(scope["headers"])
+        named = {token for value in find_all(fields, b"connection") for token in tokens(value)}
+        self.method = scope["method"].encode("ascii")
+        self.scheme = scope["scheme"].encode("ascii")
+        self.authority = find(fields, b"host") or b""
+        self.path: bytes = scope.get("raw_path") or quote(scope["path"]).encode("ascii")
+        self.query: bytes = scope["query_string"]
+        self.version: str = scope["http_version"]
+        self.headers = [
+            (name, value) for name, value in fields if name != b"host" and name not in HOP_BY_HOP and name not in named
         ]
         self.body = body
-        self.peer = _peer((scope.get("extensions") or {}).get("tls"))
-        self.upgrade: bytes | None = None
-        self.destination: tuple[str, int] | None = None
-        self.serves: Callable[[bytes], bool] | None = None
+        self.extensions: dict[str, Any] = scope.get("extensions") or {}
+        self.peer = _peer(self.extensions.get("tls"))
+        self.client: tuple[str, int] | None = scope.get("client")
+        self.server: tuple[str, int] | None = scope.get("server")
+        self._trailers = False
+        self._send = send
+
+    async def respond(self, status: int, headers: Headers, body: bytes, trailers: Headers | None = None) -> None:
+        await self.start(status, headers, body, bool(trailers))
+        await self.end(trailers)
+
+    async def start(self, status: int, headers: Headers, data: bytes, trailers: bool = False) -> None:
+        self._trailers = trailers and "http.response.trailers" in self.extensions
+        await self._send(
+            {"type": "http.response.start", "status": status, "headers": headers, "trailers": self._trailers}
+        )
+        await self.write(data)
+
+    async def write(self, data: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end(self, trailers: Headers | None = None) -> None:
+        await self._send({"type": "http.response.body", "body": b""})
+        if self._trailers:
+            await self._send({"type": "http.response.trailers", "headers": trailers or []})
 
 
-async def foreign(app: App, scope: Scope, receive: Receive, send: Send) -> None:
-    """Runs the application on a scope of another server: reads the body beside it, and ends it with the client."""
-    headers = scope["headers"]
+async def foreign(serve: Serve, scope: Scope, receive: Receive, send: Send) -> None:
+    """Serves a scope of another server: reads the body beside it, and ends with the client."""
     none = scope["http_version"] in ("1.0", "1.1") and not any(
-        name == b"transfer-encoding" or (name == b"content-length" and value != b"0") for name, value in headers
+        name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
+        for name, value in scope["headers"]
     )
     stream = Stream()
-    exchange = ForeignExchange(scope, b"" if none else stream)
-    extensions: dict[str, Any] = {**(scope.get("extensions") or {}), "l7proxy": exchange}
-    scope = {**scope, "extensions": extensions, "raw_path": scope.get("raw_path") or scope["path"].encode()}
-    trailers_too = "http.response.trailers" in extensions
     main = asyncio.current_task()
     gone = False
 
@@ -128,16 +158,9 @@ async def foreign(app: App, scope: Scope, receive: Receive, send: Send) -> None:
                 room.clear()
                 await room.wait()
 
-    async def reply(message: Any) -> None:
-        if message["type"] == "http.response.trailers" and not trailers_too:
-            return
-        if message["type"] == "http.response.start" and not trailers_too:
-            message = {**message, "trailers": False}
-        await send(message)
-
     listener = asyncio.get_running_loop().create_task(listen())
     try:
-        await app(scope, receive, reply)
+        await serve(ForeignExchange(scope, b"" if none else stream, send))
     except asyncio.CancelledError:
         if not gone:
             raise

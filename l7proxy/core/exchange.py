@@ -1,7 +1,7 @@
-"""What our own server knows of a request beyond the ASGI scope: `scope["extensions"]["l7proxy"]`."""
+"""One request and the way its response goes: what every server hands to the proxy, ours and others."""
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from l7proxy.core.headers import Headers
 from l7proxy.core.message import Body
@@ -9,25 +9,49 @@ from l7proxy.core.peer import Peer
 
 
 class Exchange(Protocol):
-    """One request on one of our server's connections, whichever protocol it speaks.
+    """One request on a connection, whichever protocol it speaks.
 
-    `authority` is the one host that was asked for, and `headers` are the end-to-end fields without Host; the list is
-    the application's to change. `body` is the request body (`bytes` when it arrived whole); the response goes through
-    ASGI's `send`, where 101 (or 200 to an extended CONNECT) as status turns both bodies into a raw tunnel. `upgrade` is
-    the protocol asked for, lower case. `destination` is the address that the client dialled before a redirection, or
-    None. A client that goes away cancels the task that runs the application. `serves` tells whether a host may be asked
-    for on this connection; None is any.
+    `authority` is the one host that was asked for; `path` stood before the `?` of the target and `query` behind it.
+    `headers` are the end-to-end fields without Host; the list is the receiver's to change. `body` is the
+    request body (`bytes` when it arrived whole). `upgrade` is the protocol asked for, lower case: 101 as the status of
+    `start` turns both bodies into a raw tunnel. `client` and `server` are addresses, `destination` is the one that the
+    client dialled before a redirection, or None. `serves` tells whether a host may be asked for on this connection;
+    None is any. `extensions` are those of ASGI that the connection has (`tls`).
+
+    A client that goes away cancels the task that serves it.
     """
 
+    method: bytes
+    scheme: bytes
     authority: bytes
+    path: bytes
+    query: bytes
+    version: str
     headers: Headers
     body: Body
     peer: Peer
     upgrade: bytes | None
+    client: tuple[str, int] | None
+    server: tuple[str, int] | None
     destination: tuple[str, int] | None
 
     @property
     def serves(self) -> Callable[[bytes], bool] | None: ...
+
+    @property
+    def extensions(self) -> dict[str, Any]: ...
+
+    async def respond(self, status: int, headers: Headers, body: bytes, trailers: Headers | None = None) -> None:
+        """Sends a whole response."""
+
+    async def start(self, status: int, headers: Headers, data: bytes, trailers: bool = False) -> None:
+        """Sends the head and the first bytes of a body that goes on; `trailers` says that there may be some."""
+
+    async def write(self, data: bytes) -> None:
+        """Sends body bytes; returns when more may be sent."""
+
+    async def end(self, trailers: Headers | None = None) -> None:
+        """Ends the body."""
 
 
 class Refusal(NamedTuple):
@@ -36,6 +60,6 @@ class Refusal(NamedTuple):
     code: str
     reason: str
     version: str
-    scheme: str
+    scheme: bytes
     peer: Peer
     client: tuple[str, int] | None

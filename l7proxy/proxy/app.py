@@ -1,12 +1,12 @@
-"""The ASGI application: from a scope to a route, through its chain, and back to the client.
+"""The proxy itself: from an exchange to a route, through its chain, and back to the client.
 
-One request is one call of `app`. Every `ProxyError` meets the one `except` here.
+One request is one call of `serve`. Every `ProxyError` meets the one `except` here.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, cast
+from collections.abc import Awaitable, Callable
+from typing import cast
 
 import msgspec
 
@@ -21,37 +21,32 @@ from l7proxy.telemetry.access import Mark
 from l7proxy.wire.framing import Malformed
 from l7proxy.wire.path import ambiguous, normalise, unescape_slashes
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
 CANCELLED = 499
 """The status that logs and metrics show when the client went away before an answer (nginx's convention)."""
 
 _clock = time.monotonic
 
 
-def make_app(live: Live, inbound: bool) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
-    """Returns the application for one direction; it reads `live.snapshot` once for each request."""
+def make_app(live: Live, inbound: bool) -> Callable[[Exchange], Awaitable[None]]:
+    """Returns what serves the requests of one direction; it reads `live.snapshot` once for each."""
 
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    async def serve(exchange: Exchange) -> None:
         started = _clock()
         snapshot = live.snapshot
         side = snapshot.inbound if inbound else snapshot.outbound
-        exchange = cast(Exchange, scope["extensions"]["l7proxy"])
-        client = scope["client"]
+        client = exchange.client
         request = Request(
-            scope["method"].encode(),
-            scope["scheme"].encode(),
+            exchange.method,
+            exchange.scheme,
             exchange.authority,
             b"/",
-            scope["query_string"],
-            scope["raw_path"],
+            exchange.query,
+            exchange.path,
             exchange.headers,
             exchange.body,
-            scope["http_version"],
+            exchange.version,
             exchange.peer,
-            client[0] if client else "",
+            client[0] if client is not None else "",
             "",
             inbound,
             exchange.upgrade,
@@ -93,21 +88,11 @@ def make_app(live: Live, inbound: bool) -> Callable[[Scope, Receive, Send], Awai
                 trailers = response.trailers
                 if request.grpc:
                     grpc.read_status(request, status, trailers or response.headers)
-                await send(
-                    {
-                        "type": "http.response.start",
-                        "status": status,
-                        "headers": response.headers,
-                        "trailers": bool(trailers),
-                    }
-                )
-                await send({"type": "http.response.body", "body": body})
-                if trailers:
-                    await send({"type": "http.response.trailers", "headers": trailers})
+                await exchange.respond(status, response.headers, body, trailers)
             else:
                 if request.upgrade is not None and snapshot.log is not None and _tunnels(request, status):
                     snapshot.log.write(request, status, _clock() - started, snapshot.version, "tunnel_open")
-                await _pump(request, response, cast(Stream, body), send)
+                await _pump(request, response, cast(Stream, body), exchange)
         except asyncio.CancelledError as error:
             failure = error
             # The server says with which error it answers in our place; without one the client is gone.
@@ -134,7 +119,7 @@ def make_app(live: Live, inbound: bool) -> Callable[[Scope, Receive, Send], Awai
                 response.on_end(failure)
             _finish(snapshot, side, request, status, failure)
 
-    return app
+    return serve
 
 
 def _route(side: Side, request: Request, live: Live) -> Target:
@@ -201,27 +186,24 @@ def _answer(live: Live, snapshot: Snapshot, request: Request, error: ProxyError)
     return Response(code.status, [(b"content-type", b"application/json"), *headers], body)
 
 
-async def _pump(request: Request, response: Response, body: Stream, send: Send) -> None:
-    """Passes a body on as it comes; the client's slowness reaches the upstream through `send` and `body`."""
+async def _pump(request: Request, response: Response, body: Stream, exchange: Exchange) -> None:
+    """Passes a body on as it comes; the client's slowness reaches the upstream through `exchange` and `body`."""
     headers = response.headers
     trailers = response.status != 101 and find(headers, b"content-length") is None
-    await send({"type": "http.response.start", "status": response.status, "headers": headers, "trailers": trailers})
     # What is there leaves with the head; the head does not wait for a body that may take its time.
     data = body.take()
-    if not body.drained:
-        await send({"type": "http.response.body", "body": data, "more_body": True})
+    request.bytes_out += len(data)
+    if body.drained and body.trailers is None and response.status != 101 and not request.grpc:
+        await exchange.respond(response.status, headers, data)
+        return
+    await exchange.start(response.status, headers, data, trailers)
+    while data := await body.read():
         request.bytes_out += len(data)
-        while data := await body.read():
-            request.bytes_out += len(data)
-            await send({"type": "http.response.body", "body": data, "more_body": True})
-    else:
-        request.bytes_out += len(data)
-    await send({"type": "http.response.body", "body": data})
-    if trailers:
-        fields = body.trailers or []
-        if request.grpc:
-            grpc.read_status(request, response.status, fields or headers)
-        await send({"type": "http.response.trailers", "headers": fields})
+        await exchange.write(data)
+    fields = body.trailers if trailers else None
+    if request.grpc:
+        grpc.read_status(request, response.status, fields or headers)
+    await exchange.end(fields)
 
 
 def _finish(snapshot: Snapshot, side: Side, request: Request, status: int, failure: BaseException | None) -> None:
@@ -246,7 +228,7 @@ def make_refusals(live: Live, inbound: bool) -> Callable[[Refusal], None]:
 
     def refused(refusal: Refusal) -> None:
         snapshot = live.snapshot
-        scheme, peer = refusal.scheme.encode(), refusal.peer
+        scheme, peer = refusal.scheme, refusal.peer
         request = Request(b"", scheme, b"", b"", b"", b"", [], b"", refusal.version, peer, inbound=inbound)
         request.source = refusal.client[0] if refusal.client else ""
         code = CODES[refusal.code]

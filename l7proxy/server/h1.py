@@ -4,17 +4,16 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, cast
-from urllib.parse import unquote_to_bytes
 
 from l7proxy.core.drive import Drive
 from l7proxy.core.errors import CODES, Cut, ProxyError
 from l7proxy.core.exchange import Refusal
-from l7proxy.core.headers import without
+from l7proxy.core.headers import Headers, without
 from l7proxy.core.message import Body
 from l7proxy.core.peer import ANONYMOUS, Peer
 from l7proxy.core.stream import HIGH_WATER, Stream
 from l7proxy.server.h2 import H2Protocol
-from l7proxy.server.listener import NEVER, Listener, Message
+from l7proxy.server.listener import NEVER, Listener
 from l7proxy.wire.framing import Malformed
 from l7proxy.wire.h1 import (
     END,
@@ -26,7 +25,6 @@ from l7proxy.wire.h1 import (
     encode_last_chunk,
 )
 
-_ASGI = {"version": "3.0", "spec_version": "2.4"}
 _PIPELINE = 64 * 1024
 """Bytes of further requests that are read ahead while one is answered."""
 _DISCARD = 1024 * 1024
@@ -42,68 +40,55 @@ class H1Exchange:
 
     __slots__ = (
         "connection",
-        "head",
+        "method",
+        "scheme",
         "authority",
+        "path",
+        "query",
+        "version",
         "headers",
         "body",
         "peer",
         "upgrade",
+        "client",
+        "server",
         "destination",
         "serves",
         "task",
-        "_start",
+        "begun",
         "_chunked",
         "_left",
-        "_trailers",
-        "begun",
-        "_received",
     )
 
     def __init__(self, connection: "H1Protocol", head: RequestHead, body: Body) -> None:
         self.connection = connection
-        self.head = head
+        self.method = head.method
+        self.scheme = connection.scheme
         self.authority = head.authority
+        self.path, _, self.query = head.target.partition(b"?")
+        self.version = "1.1" if head.minor else "1.0"
         self.headers = head.headers
         self.body = body
         self.peer = connection.peer
         self.upgrade = head.upgrade
+        self.client = connection.client
+        self.server = connection.server
         self.destination = connection.destination
         self.serves = connection.serves
         self.task: Drive | None = None
-        self._start: Message | None = None
         self.begun = False
-        self._received = False
         self._chunked = False
-        self._trailers = False
         self._left = -1
 
+    @property
+    def extensions(self) -> dict[str, Any]:
+        return self.connection.extensions
+
     async def run(self) -> None:
-        """Runs the application, and ends the connection where it leaves the response incomplete."""
+        """Serves the request, and ends the connection where that leaves the response incomplete."""
         connection = self.connection
-        head = self.head
-        raw_path, _, query = head.target.partition(b"?")
-        # The grammar of targets is ASCII; what escapes stand for need not be UTF-8.
-        path = unquote_to_bytes(raw_path).decode("utf-8", "replace") if b"%" in raw_path else raw_path.decode()
         try:
-            await connection.listener.app(
-                {
-                    "type": "http",
-                    "asgi": _ASGI,
-                    "http_version": "1.1" if head.minor else "1.0",
-                    "method": head.method.decode(),
-                    "scheme": connection.scheme,
-                    "path": path,
-                    "raw_path": raw_path,
-                    "query_string": query,
-                    "root_path": "",
-                    "headers": [(b"host", head.authority), *head.headers],
-                    "client": connection.client,
-                    "server": connection.server,
-                    "extensions": {**connection.extensions, "l7proxy": self},
-                },
-                self.receive,
-                self.send,
-            )
+            await connection.listener.serve(self)
         except Cut:
             pass
         except asyncio.CancelledError:
@@ -119,79 +104,74 @@ class H1Exchange:
         if connection.exchange is self:
             connection.close()
 
-    async def receive(self) -> Message:
-        """ASGI's receive: the body in pieces, then `http.disconnect` once the client has gone."""
-        body = self.body
-        if self._received:
-            # The task is cancelled when the client goes away, so there is never a disconnect to tell of.
-            await asyncio.Future[None]()
-        if type(body) is bytes:
-            self._received = True
-            return {"type": "http.request", "body": body, "more_body": False}
-        stream = cast(Stream, body)
-        data = await stream.read()
-        self._received = stream.drained or not data
-        return {"type": "http.request", "body": data, "more_body": not self._received}
-
-    async def send(self, message: Message) -> None:
-        """ASGI's send; the head waits for the first body event, so that both leave in one write."""
+    async def respond(self, status: int, headers: Headers, body: bytes, trailers: Headers | None = None) -> None:
+        if trailers:
+            await self.start(status, headers, body, True)
+            await self.end(trailers)
+            return
         connection = self.connection
-        kind = message["type"]
-        if kind == "http.response.body":
-            data: bytes = message.get("body", b"")
-            more: bool = message.get("more_body", False)
-            if self._start is not None:
-                data = self._first(self._start, data, more)
-                self._start = None
-            else:
-                data = self._encode(data, more)
-            if connection.transport is None:
-                return
-            if data:
-                connection.write(data)
-            if not more and not self._trailers:
-                self._finish()
-            elif connection.drained is not None:
+        data = self._first(status, headers, body, False)
+        if connection.transport is not None:
+            connection.write(data)
+            if connection.drained is not None:
                 await connection.drained
-        elif kind == "http.response.start":
-            self._start = message
-            self._trailers = message.get("trailers", False)
-            if message["status"] == 101:
-                connection.begin_tunnel(self, message["headers"])
-                self._start, self.begun = None, True
-        elif kind == "http.response.trailers" and connection.transport is not None:
-            if self._chunked:
-                connection.write(encode_last_chunk(message["headers"]))
-            self._trailers = False
             self._finish()
 
-    def _first(self, start: Message, data: bytes, more: bool) -> bytes:
+    async def start(self, status: int, headers: Headers, data: bytes, trailers: bool = False) -> None:
+        connection = self.connection
+        if status == 101:
+            connection.begin_tunnel(self, headers)
+            self.begun = True
+        else:
+            data = self._first(status, headers, data, True)
+        if data and connection.transport is not None:
+            connection.write(data)
+            if connection.drained is not None:
+                await connection.drained
+
+    async def write(self, data: bytes) -> None:
+        connection = self.connection
+        if self._chunked:
+            data = encode_chunk(data) if data else b""
+        elif self._left >= 0:
+            data = self._bounded(data)
+        if data and connection.transport is not None:
+            connection.write(data)
+            if connection.drained is not None:
+                await connection.drained
+
+    async def end(self, trailers: Headers | None = None) -> None:
+        connection = self.connection
+        if connection.transport is not None:
+            if self._chunked:
+                connection.write(encode_last_chunk(trailers))
+            self._finish()
+
+    def _first(self, status: int, headers: Headers, data: bytes, more: bool) -> bytes:
         """Returns the head and the first body bytes, with the framing that fits both ends (RFC 9112 6)."""
         connection = self.connection
         self.begun = True
-        status: int = start["status"]
         # A field line is always behind a line feed, so that a search for one finds no other.
-        head = STATUS_LINES[status] + encode_fields(start["headers"])
+        head = STATUS_LINES[status] + encode_fields(headers)
         if b"\nconnection:" in head or b"\ntransfer-encoding:" in head:
             if b"\nconnection: close\r" in head:
                 connection.keep_alive = False
-            head = _head_without(start, b"connection", b"transfer-encoding")
-        request = self.head
+            head = _head_without(status, headers, b"connection", b"transfer-encoding")
         framing = b""
-        if request.method == b"HEAD" or status in (204, 304):
+        if self.method == b"HEAD" or status in (204, 304):
             self._left = 0
             if status == 204 and b"\ncontent-length:" in head:
-                head = _head_without(start, b"content-length")
+                head = _head_without(status, headers, b"content-length")
             data = b""
-        elif not more and not self._trailers:
+        elif not more:
             self._left = 0
             if b"\ncontent-length: %d\r" % len(data) not in head:
-                head = _head_without(start, b"content-length")
+                head = _head_without(status, headers, b"content-length")
                 framing = b"content-length: %d\r\n" % len(data)
         elif (at := head.find(b"\ncontent-length: ")) > 0:
             self._left = int(head[at + 17 : head.index(b"\r", at)])
             data = self._bounded(data)
-        elif request.minor:
+        elif self.version == "1.1":
             framing = b"transfer-encoding: chunked\r\n"
             self._chunked = True
             if data:
@@ -202,15 +182,9 @@ class H1Exchange:
             connection.keep_alive = False
         if not connection.keep_alive:
             framing += b"connection: close\r\n"
-        elif not request.minor:
+        elif self.version == "1.0":
             framing += b"connection: keep-alive\r\n"
         return b"%b%b\r\n%b" % (head, framing, data)
-
-    def _encode(self, data: bytes, more: bool) -> bytes:
-        if self._chunked:
-            out = encode_chunk(data) if data else b""
-            return out if more or self._trailers else out + encode_last_chunk(None)
-        return self._bounded(data) if self._left >= 0 else data
 
     def _bounded(self, data: bytes) -> bytes:
         """Cuts what goes beyond the declared length; the connection cannot be trusted after it."""
@@ -239,9 +213,9 @@ class H1Protocol(asyncio.Protocol):
     def __init__(self, listener: Listener, peer: Peer = ANONYMOUS, secure: bool = False) -> None:
         self.listener = listener
         self.peer = peer
-        self.scheme = "https" if secure else "http"
+        self.scheme = b"https" if secure else b"http"
         self.secure = secure
-        self.extensions: dict[str, Any] = {"http.response.trailers": {}}
+        self.extensions: dict[str, Any] = {}
         self.client: tuple[str, int] | None = None
         self.server: tuple[str, int] | None = None
         self.destination: tuple[str, int] | None = None
@@ -629,8 +603,8 @@ class H1Protocol(asyncio.Protocol):
             self.abort()
 
 
-def _head_without(start: Message, *names: bytes) -> bytes:
-    return STATUS_LINES[start["status"]] + encode_fields(without(start["headers"], *names))
+def _head_without(status: int, headers: Headers, *names: bytes) -> bytes:
+    return STATUS_LINES[status] + encode_fields(without(headers, *names))
 
 
 def _address(name: Any) -> tuple[str, int] | None:

@@ -48,8 +48,8 @@ class H2Protocol(asyncio.Protocol):
         self.listener = listener
         self.peer = peer
         self.secure = secure
-        self.scheme = "https" if secure else "http"
-        self.extensions: dict[str, Any] = {"http.response.trailers": {}}
+        self.scheme = b"https" if secure else b"http"
+        self.extensions: dict[str, Any] = {}
         self.client: tuple[str, int] | None = None
         self.server: tuple[str, int] | None = None
         self.destination: tuple[str, int] | None = None
@@ -262,7 +262,7 @@ class H2Protocol(asyncio.Protocol):
         if head.method != b"CONNECT" or head.protocol is not None:
             # Mesh proxies write the scheme that their application used: plain HTTP, though it comes in mTLS.
             from_mesh = head.scheme == b"http" and self.peer.fingerprint
-            if head.scheme.decode("ascii") != self.scheme and not from_mesh:
+            if head.scheme != self.scheme and not from_mesh:
                 self._refuse(stream, "bad_request", "scheme")
                 return None
             if len(head.target) > self.listener.limits.target:

@@ -3,17 +3,13 @@
 import asyncio
 import base64
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, cast
-from urllib.parse import unquote_to_bytes
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from l7proxy.core.drive import Drive
 from l7proxy.core.errors import Cut
 from l7proxy.core.headers import Headers
 from l7proxy.core.message import Body
-from l7proxy.core.peer import Peer
 from l7proxy.core.stream import Stream
-from l7proxy.server.listener import Message
 from l7proxy.wire.h2_events import RECEIVING, H2Stream
 from l7proxy.wire.h2_fields import RequestFields
 from l7proxy.wire.h2_frames import Error
@@ -21,7 +17,6 @@ from l7proxy.wire.h2_frames import Error
 if TYPE_CHECKING:
     from l7proxy.server.h2 import H2Protocol
 
-_ASGI = {"version": "3.0", "spec_version": "2.4"}
 STATUS: Final = {status: b"%d" % status for status in range(100, 600)}
 _NOT_IN_H2: Final = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade", b"sec-websocket-accept")
@@ -34,21 +29,29 @@ class H2Exchange:
     An extended CONNECT (RFC 8441) shows as the GET with `upgrade` that it stands for, and its 101 leaves as a 200.
     """
 
+    version = "2"
     __slots__ = (
         "connection",
         "stream",
         "head",
+        "method",
+        "scheme",
+        "authority",
+        "path",
+        "query",
         "headers",
         "body",
+        "peer",
         "upgrade",
+        "client",
+        "server",
+        "destination",
+        "serves",
         "task",
         "touched",
         "begun",
         "_early",
-        "_start",
-        "_trailers",
         "_left",
-        "_received",
         "_writable",
     )
 
@@ -56,17 +59,23 @@ class H2Exchange:
         self.connection = connection
         self.stream = stream
         self.head = head
+        self.method = b"GET" if head.protocol is not None else head.method
+        self.scheme = connection.scheme
+        self.authority = head.authority
+        self.path, _, self.query = head.target.partition(b"?")
         self.headers = list(head.headers)
         self.body: Body = b""
+        self.peer = connection.peer
         self.upgrade = head.protocol
+        self.client = connection.client
+        self.server = connection.server
+        self.destination = connection.destination
+        self.serves = connection.serves
         self.task: Drive | None = None
         self.touched = connection.listener.now
         self.begun = False
         self._early: list[bytes] = []
-        self._start: Message | None = None
-        self._trailers = False
         self._left = -1
-        self._received = False
         self._writable: asyncio.Future[None] | None = None
         if head.te_trailers:
             self.headers.append((b"te", b"trailers"))
@@ -75,20 +84,8 @@ class H2Exchange:
             self.headers.append((b"sec-websocket-key", base64.b64encode(os.urandom(16))))
 
     @property
-    def peer(self) -> Peer:
-        return self.connection.peer
-
-    @property
-    def destination(self) -> tuple[str, int] | None:
-        return self.connection.destination
-
-    @property
-    def serves(self) -> Callable[[bytes], bool] | None:
-        return self.connection.serves
-
-    @property
-    def authority(self) -> bytes:
-        return self.head.authority
+    def extensions(self) -> dict[str, Any]:
+        return self.connection.extensions
 
     # What the protocol does with a request on its way.
 
@@ -153,30 +150,9 @@ class H2Exchange:
     async def run(self) -> None:
         """Runs the application, and resets the stream where it leaves the response incomplete."""
         connection = self.connection
-        head = self.head
-        raw_path, _, query = head.target.partition(b"?")
-        path = unquote_to_bytes(raw_path) if b"%" in raw_path else raw_path
         code: int = Error.INTERNAL_ERROR
         try:
-            await connection.listener.app(
-                {
-                    "type": "http",
-                    "asgi": _ASGI,
-                    "http_version": "2",
-                    "method": "GET" if head.protocol is not None else head.method.decode("ascii"),
-                    "scheme": connection.scheme,
-                    "path": path.decode("utf-8", "replace"),
-                    "raw_path": raw_path,
-                    "query_string": query,
-                    "root_path": "",
-                    "headers": [(b"host", head.authority), *self.headers],
-                    "client": connection.client,
-                    "server": connection.server,
-                    "extensions": {**connection.extensions, "l7proxy": self},
-                },
-                self.receive,
-                self.send,
-            )
+            await connection.listener.serve(self)
             code = Error.NO_ERROR
         except Cut as cut:
             # What the upstream said in HTTP/2 is what the client hears.
@@ -195,58 +171,48 @@ class H2Exchange:
 
     # What the application calls.
 
-    async def receive(self) -> Message:
-        """ASGI's receive: the body in pieces."""
-        if self._received:
-            # The task is cancelled when the client goes away, so there is never a disconnect to tell of.
-            await asyncio.Future[None]()
-        body = self.body
-        if type(body) is bytes:
-            self._received = True
-            return {"type": "http.request", "body": body, "more_body": False}
-        stream = cast(Stream, body)
-        data = await stream.read()
-        self._received = stream.drained or not data
-        return {"type": "http.request", "body": data, "more_body": not self._received}
+    async def respond(self, status: int, headers: Headers, body: bytes, trailers: Headers | None = None) -> None:
+        if trailers:
+            await self.start(status, headers, body, True)
+            await self.end(trailers)
+        elif self._first(status, headers, not body):
+            self.connection.flush_soon()
+        else:
+            await self._send(body, True)
 
-    async def send(self, message: Message) -> None:
-        """ASGI's send; returns once the client's windows and socket have taken all of it."""
+    async def start(self, status: int, headers: Headers, data: bytes, trailers: bool = False) -> None:
+        if self._first(status, headers, False):
+            self.connection.flush_soon()
+        else:
+            await self._send(data, False)
+
+    async def write(self, data: bytes) -> None:
+        await self._send(data, False)
+
+    async def end(self, trailers: Headers | None = None) -> None:
+        if trailers is None:
+            await self._send(b"", True)
+            return
         connection = self.connection
-        session = connection.session
         self.touched = connection.listener.now
-        kind = message["type"]
-        sent = True
-        if kind == "http.response.body":
-            data: bytes = message.get("body", b"")
-            end = not message.get("more_body", False) and not self._trailers
-            if self._start is not None:
-                bare = self._first(self._start, end and not data)
-                self._start = None
-                if bare:
-                    connection.flush_soon()
-                    return
-            if self._left >= 0:
-                data = self._bounded(data, end)
-            sent = session.send_data(self.stream, data, end)
-        elif kind == "http.response.start":
-            self._trailers = message.get("trailers", False)
-            if message["status"] == 101 and self.upgrade is not None:
-                self._first(message, False)
-            else:
-                self._start = message
-                return
-        elif kind == "http.response.trailers":
-            self._trailers = False
-            session.send_trailers(self.stream, message["headers"])
-            sent = self.stream.id not in session.waiting
+        connection.session.send_trailers(self.stream, trailers)
+        connection.flush_soon()
+        if self.stream.id in connection.session.waiting:
+            await self._drained()
+
+    async def _send(self, data: bytes, end: bool) -> None:
+        """Returns once the client's windows and socket have taken all of it."""
+        connection = self.connection
+        self.touched = connection.listener.now
+        if self._left >= 0:
+            data = self._bounded(data, end)
+        sent = connection.session.send_data(self.stream, data, end)
         connection.flush_soon()
         if not sent:
             await self._drained()
 
-    def _first(self, start: Message, end: bool) -> bool:
+    def _first(self, status: int, headers: Headers, end: bool) -> bool:
         """Sends the head; True if that was all there is to send."""
-        status: int = start["status"]
-        headers: Headers = start["headers"]
         self.begun = True
         if self.upgrade is not None and status < 300:
             if status != 101:

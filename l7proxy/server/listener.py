@@ -2,19 +2,17 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from msgspec import Struct
 
-from l7proxy.core.exchange import Refusal
+from l7proxy.core.exchange import Exchange, Refusal
 from l7proxy.core.stats import Stats
 from l7proxy.wire.framing import Limits
 from l7proxy.wire.h2_limits import H2Limits
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-App = Callable[[Scope, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
+Serve = Callable[[Exchange], Awaitable[None]]
 
 TICK = 0.25
 NEVER = float("inf")
@@ -59,7 +57,7 @@ class Listener:
     def __init__(
         self,
         name: str,
-        app: App,
+        serve: Serve,
         stats: Stats,
         limits: Limits | None = None,
         timeouts: Timeouts | None = None,
@@ -69,7 +67,7 @@ class Listener:
     ) -> None:
         self.name = name
         self.service = service.encode("ascii", "replace")
-        self.app = app
+        self.serve = serve
         self.stats = stats
         self.limits = limits or Limits()
         self.h2_limits = h2_limits or H2Limits()

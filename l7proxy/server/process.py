@@ -18,8 +18,9 @@ from l7proxy.identity.handshakes import Handshakes
 from l7proxy.proxy.app import make_app, make_refusals
 from l7proxy.proxy.control import Control
 from l7proxy.server.accept import Acceptor
+from l7proxy.server.hosting import hosted
 from l7proxy.server.hypercorn import bind
-from l7proxy.server.listener import NEVER, App, Listener, Timeouts
+from l7proxy.server.listener import NEVER, Listener, Serve, Timeouts
 from l7proxy.server.secure import Secure
 from l7proxy.server.view import View
 from l7proxy.telemetry.facade import Telemetry
@@ -52,12 +53,12 @@ class Process:
         self._grace = spec.drain.grace
         sockets = self._bind(spec)
         live = self._control.live
-        apps: dict[str, App] = {
+        apps: dict[str, Serve] = {
             "inbound": make_app(live, True),
             "outbound": make_app(live, False),
-            "admin": admin_app(self._view),
-            "metrics": metrics_app(self._view),
-            "health": health_app(self._view),
+            "admin": hosted(admin_app(self._view)),
+            "metrics": hosted(metrics_app(self._view)),
+            "health": hosted(health_app(self._view)),
         }
         for name, opened in sockets.items():
             self._listen(name, apps[name], opened, spec)
@@ -110,7 +111,7 @@ class Process:
             raise
         return sockets
 
-    def _listen(self, name: str, app: App, sockets: Sequence[socket.socket], spec: Sidecar) -> None:
+    def _listen(self, name: str, serve: Serve, sockets: Sequence[socket.socket], spec: Sidecar) -> None:
         limits = Limits(
             target=spec.limits.target,
             head=spec.limits.header_block,
@@ -126,7 +127,7 @@ class Process:
         )
         h2_limits = _h2_limits(spec.limits.http2, limits)
         listener = Listener(
-            name, app, self._telemetry.stats, limits, timeouts, service=spec.service.name, h2_limits=h2_limits
+            name, serve, self._telemetry.stats, limits, timeouts, service=spec.service.name, h2_limits=h2_limits
         )
         self._listeners[name] = listener
         if name in ("inbound", "outbound"):
