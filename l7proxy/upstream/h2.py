@@ -19,6 +19,7 @@ from l7proxy.wire.h2_events import (
     Ended,
     Event,
     GoingAway,
+    Ponged,
     Reset,
     ResponseHead,
     Trailers,
@@ -142,8 +143,7 @@ class H2Connection(Expiring):
         self.transport = cast(asyncio.Transport, transport)
         self.transport.set_write_buffer_limits(HIGH_WATER)
         self._flush()
-        if self._keepalive is not None:
-            self._timer = self.loop.call_later(self._keepalive, self._look)
+        self._rest()
 
     def data_received(self, data: bytes) -> None:
         self.received += len(data)
@@ -205,6 +205,8 @@ class H2Connection(Expiring):
             self._going_away = True
             for stream in event.unseen:
                 stream.owner.fail(Unprocessed("the upstream went away before it saw the request"))
+        elif isinstance(event, Ponged):
+            self._rest()
         elif isinstance(event, Configured):
             if not self.configured.done():
                 self.configured.set_result(None)
@@ -243,13 +245,18 @@ class H2Connection(Expiring):
         elif session.ended and not active:
             self.close()
 
+    def _rest(self) -> None:
+        """Waits for the next time to ask."""
+        if self._keepalive is not None:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._heard = False
+            self._timer = self.loop.call_later(self._keepalive, self._look)
+
     def _look(self) -> None:
         """Asks a peer that owes answers and says nothing for a sign of life."""
-        if self.transport is None:
-            return
         if self._heard or not self.session.streams:
-            self._heard = False
-            self._timer = self.loop.call_later(cast(float, self._keepalive), self._look)
+            self._rest()
         else:
             self.session.send_ping(_PING)
             self.flush_soon()
@@ -257,7 +264,7 @@ class H2Connection(Expiring):
 
     def _give_up(self) -> None:
         if self._heard:
-            self._look()
+            self._rest()
         else:
             self._why = "no answer to a PING"
             self.abort()

@@ -86,6 +86,7 @@ class RawServer:
         self.sock = connection.sock
         self.reader = Reader()
         self._preface = 24
+        self._taken: set[int] = set()
         self.send(settings(*pairs))
 
     def send(self, raw: bytes) -> None:
@@ -106,10 +107,11 @@ class RawServer:
         return self.reader
 
     def request(self) -> int:
-        """Waits for the next whole request and returns its stream."""
-        before = set(self.reader.ended)
-        self.until(lambda reader: reader.ended - before)
-        return min(self.reader.ended - before)
+        """Waits for the next whole request, in the order of streams, and returns its stream."""
+        self.until(lambda reader: reader.ended - self._taken)
+        stream = min(self.reader.ended - self._taken)
+        self._taken.add(stream)
+        return stream
 
     def answer(self, stream: int, body: bytes = b"ok", status: bytes = b"200") -> None:
         """Answers a stream."""
