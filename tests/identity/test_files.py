@@ -1,0 +1,111 @@
+"""Certificate files: what `check`, `run` and `certs` make of good ones and bad ones."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from l7proxy.identity.report import check
+from l7proxy.identity.sources import Files
+from tests.identity.pki import DAY, NOW, ORDERS, WEB, Authority, Pair, save
+
+
+def l7proxy(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "l7proxy", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+
+
+def files(pair: Pair, ca: Authority) -> Files:
+    return Files(str(pair.cert), str(pair.key), str(ca.file))
+
+
+def test_good_files_have_no_problem(ca: Authority, web: Pair) -> None:
+    assert check(files(web, ca)) == []
+
+
+def test_each_problem_of_the_files_is_named(ca: Authority, tmp_path: Path) -> None:
+    stranger, _ = Authority(tmp_path, "stranger").sign(WEB)
+    certificate, key = ca.sign("https://demo/x", end=NOW - DAY / 2)
+    pair = save(tmp_path, "bad", [certificate, stranger], key)
+    messages = [problem.message for problem in check(files(pair, ca))]
+    assert messages == [
+        f"{WEB} did not sign https://demo/x, which stands before it",
+        "the certificate's URI name is not a SPIFFE ID: 'https://demo/x' does not start with spiffe://",
+        "CN=workload expired 12 h ago",
+    ]
+
+
+def test_a_leaf_among_the_authorities_is_named(ca: Authority, web: Pair) -> None:
+    (problem,) = check(Files(str(web.cert), str(web.key), str(web.cert)))
+    assert problem.message == f"{WEB} is not a CA certificate"
+
+
+@pytest.mark.parametrize(
+    ("breaks", "sentence"),
+    [
+        ("key", "is not the key of the certificate in"),
+        ("nothing", "no certificate in it"),
+        ("missing", "cannot be read: No such file or directory"),
+        ("encrypted", "the key is encrypted"),
+    ],
+)
+def test_check_and_run_name_the_line(
+    breaks: str, sentence: str, ca: Authority, web: Pair, orders: Pair, tmp_path: Path
+) -> None:
+    cert, key = web.cert, web.key
+    if breaks == "key":
+        key = orders.key
+    elif breaks == "nothing":
+        cert.write_bytes(b"")
+    elif breaks == "missing":
+        cert.unlink()
+    else:
+        options = ["-in", str(web.key), "-out", str(tmp_path / "locked"), "-aes128", "-passout", "pass:x"]
+        subprocess.run(["openssl", "pkey", *options], check=True, capture_output=True)
+        key = tmp_path / "locked"
+    config = tmp_path / "sidecar.yaml"
+    config.write_text(
+        "apiVersion: l7proxy.io/v1\nkind: Sidecar\nmetadata: {name: a}\nspec:\n  inbound:\n"
+        "    listen: 127.0.0.1:0\n    app: http://127.0.0.1:1\n"
+        f"    tls: {{cert: {cert}, key: {key}, ca: {ca.file}}}\n"
+    )
+    for verb in (["check"], ["run", "-c"]):
+        ran = l7proxy(*verb, str(config))
+        assert ran.returncode == 1
+        assert f"{config}:8: " in ran.stderr
+        assert sentence in ran.stderr
+        assert "Traceback" not in ran.stderr
+
+
+def test_strict_without_a_certificate_is_a_mistake(tmp_path: Path) -> None:
+    config = tmp_path / "sidecar.yaml"
+    config.write_text(
+        "apiVersion: l7proxy.io/v1\nkind: Sidecar\nmetadata: {name: a}\n"
+        "spec:\n  inbound:\n    app: http://127.0.0.1:1\n    tls: {mode: STRICT}\n"
+    )
+    ran = l7proxy("check", str(config))
+    assert (ran.returncode, ran.stderr) == (1, f"{config}:7: inbound.tls: mode STRICT needs cert and key, or spiffe\n")
+
+
+def test_certs_dev_makes_what_a_sidecar_takes(tmp_path: Path) -> None:
+    out = tmp_path / "certs"
+    ran = l7proxy("certs", "dev", "--out", str(out), WEB, ORDERS)
+    assert ran.returncode == 0, ran.stderr
+    authority = (out / "ca.crt").read_bytes()
+    for name in ("web", "orders"):
+        folder = out / name
+        found = Files(str(folder / "tls.crt"), str(folder / "tls.key"), str(folder / "ca.crt"))
+        assert check(found) == []
+        assert found.read().identity == f"spiffe://demo/ns/shop/sa/{name}"
+        assert (folder / "tls.key").stat().st_mode & 0o077 == 0
+    # The CA that is there is used again.
+    assert l7proxy("certs", "dev", "--out", str(out), WEB, "--lifetime", "5m").returncode == 0
+    assert (out / "ca.crt").read_bytes() == authority
+
+
+@pytest.mark.parametrize("wrong", ["demo/web", "spiffe://Demo/web", "spiffe://demo/../x"])
+def test_certs_dev_refuses_what_is_no_spiffe_id(wrong: str, tmp_path: Path) -> None:
+    ran = l7proxy("certs", "dev", "--out", str(tmp_path / "certs"), wrong)
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("l7proxy certs: ")
