@@ -195,9 +195,11 @@ class H2Protocol(asyncio.Protocol):
 
     def close(self, code: Error) -> None:
         """Says goodbye and ends, with time for the client to read it."""
-        if not self.session.ended:
-            self.session.ended = True
-            self.session.send_goaway(True, code)
+        session = self.session
+        if not session.ended:
+            session.ended = True
+            if code or not session.refusing:
+                session.send_goaway(True, code)
         self._flush()
         transport = self.transport
         if transport is None or self._closing:
