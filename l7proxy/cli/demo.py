@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import http.client
+import itertools
 import shutil
 import signal
 import subprocess
@@ -15,11 +16,13 @@ from pathlib import Path
 from types import FrameType
 
 from l7proxy.cli.demo_services import Orders, Web, start
+from l7proxy.identity.dev import DevCa
 
 HELP = "run two small services with a sidecar beside each, and traffic between them"
 
 READY_SECONDS = 15.0
 ENDING_SECONDS = 3.0
+NAMES = ("localhost", "127.0.0.1")
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _WEB = """\
@@ -41,6 +44,11 @@ kind: Upstream
 metadata: {{name: orders}}
 spec:
   endpoints: ["127.0.0.1:{orders}"]
+  tls:
+    cert: ../certs/web/tls.crt
+    key: ../certs/web/tls.key
+    ca: ../certs/web/ca.crt
+    identity: spiffe://demo/ns/demo/sa/orders
 ---
 # What `web` asks of orders.demo goes there. `orders` fails now and then: a second attempt hides it.
 apiVersion: l7proxy.io/v1
@@ -56,27 +64,40 @@ spec:
 """
 
 _ORDERS = """\
-# The sidecar of `orders`.
+# The sidecar of `orders`. Callers must show a certificate of the demo's CA, or the handshake is refused.
 apiVersion: l7proxy.io/v1
 kind: Sidecar
 metadata: {{name: orders}}
 spec:
   service: {{name: orders, mesh: demo, labels: {{version: v1}}}}
-  inbound: {{listen: "127.0.0.1:{inbound}", app: "http://127.0.0.1:{app}"}}
+  inbound:
+    listen: "127.0.0.1:{inbound}"
+    app: "http://127.0.0.1:{app}"
+    tls: {{mode: STRICT, cert: ../certs/orders/tls.crt, key: ../certs/orders/tls.key, ca: ../certs/orders/ca.crt}}
   admin: {{listen: "127.0.0.1:{admin}"}}
   metrics: {{listen: "127.0.0.1:{metrics}"}}
   accessLog: {{path: {folder}/orders.log}}
 ---
-# Change `requests` to 5 and save: within a second, most of the traffic is answered 429.
+# `web` may read. Change `requests` to 5 and save: within a second, most of the traffic is answered 429.
 apiVersion: l7proxy.io/v1
 kind: Route
 metadata: {{name: orders-read}}
 spec:
-  hosts: [orders.demo]
   matches: [{{path: {{prefix: /v1/orders}}, methods: [GET]}}]
   upstream: app
   policies:
-    rateLimit: {{requests: 500, per: 1s, by: global}}
+    authorization: {{allow: [{{identities: ["spiffe://demo/ns/demo/sa/web"]}}]}}
+    rateLimit: {{requests: 500, per: 1s, by: identity}}
+---
+# `web` is not `ops`: what it asks here is denied by identity.
+apiVersion: l7proxy.io/v1
+kind: Route
+metadata: {{name: orders-admin}}
+spec:
+  matches: [{{path: {{prefix: /v1/admin}}}}]
+  upstream: app
+  policies:
+    authorization: {{allow: [{{identities: ["spiffe://demo/ns/demo/sa/ops"]}}]}}
 """
 
 
@@ -130,6 +151,10 @@ def _demo(stack: contextlib.ExitStack, folder: Path, rate: float) -> int:
             folder=folder,
         ),
     }
+    ca = DevCa.make("demo")
+    ca.save(folder / "certs")
+    for name in ("web", "orders", "visitor"):
+        ca.issue_files(folder / "certs" / name, f"spiffe://demo/ns/demo/sa/{name}", [*NAMES, f"{name}.demo"])
     sidecars: list[subprocess.Popen[bytes]] = []
     stack.callback(_end, sidecars)
     for name, text in texts.items():
@@ -153,6 +178,7 @@ def _demo(stack: contextlib.ExitStack, folder: Path, rate: float) -> int:
 
 
 def _say(folder: Path, port: dict[str, int]) -> None:
+    orders = f"https://localhost:{port['orders_in']}/v1/orders"
     url = {name: f"http://127.0.0.1:{number}" for name, number in port.items()}
     print(
         f"""\
@@ -160,25 +186,33 @@ demo ready: {url["web_in"]}
 demo metrics: {url["web_metrics"]}/metrics {url["orders_metrics"]}/metrics
 demo admin: {url["web_admin"]} {url["orders_admin"]}
 
-  you -> [sidecar of web] -> web -> [sidecar of web] -> [sidecar of orders] -> orders
+  you -> [sidecar of web] -> web -> [sidecar of web] == mTLS ==> [sidecar of orders] -> orders
 
 What to try next:
-  curl -i {url["web_in"]}/                 a request through both sidecars
-  curl {url["web_admin"]}/routes           what the sidecar of web routes where
-  tail -f {folder}/orders.log   the access log, one JSON object a line
-  edit {folder}/orders/sidecar.yaml   a change is live within a second
-  l7proxy check -c {folder}/orders   and this says what is wrong with it
+  curl -i {url["web_in"]}/         a request through both sidecars
+  curl -i {url["web_in"]}/admin    denied: web may read orders, and not administer them
+  curl {url["web_admin"]}/routes   what the sidecar of web routes where
+  tail -f {folder}/orders.log       the access log, one JSON object a line
+  edit {folder}/orders/sidecar.yaml     a change is live within a second
+  l7proxy check -c {folder}/orders      and this says what is wrong with it
+
+Identity decides (one curl is allowed, one is denied, one is refused in the handshake):
+  cd {folder}/certs
+  curl -i --cacert ca.crt --cert web/tls.crt --key web/tls.key {orders}
+  curl -i --cacert ca.crt --cert visitor/tls.crt --key visitor/tls.key {orders}
+  curl -i --cacert ca.crt {orders}
+
 Ctrl-C ends the demo and removes {folder}.""",
         flush=True,
     )
 
 
 def _traffic(port: int, rate: float) -> None:
-    """Asks `web` for orders, `rate` times a second, until the process ends."""
+    """Asks `web` for orders, `rate` times a second, and for what it may not have now and then."""
     pause = 1.0 / rate
     due = time.monotonic()
-    while True:
-        _ask(port, "/")
+    for number in itertools.count(1):
+        _ask(port, "/" if number % 25 else "/admin")
         due = max(due + pause, time.monotonic() - 1.0)
         time.sleep(max(due - time.monotonic(), 0.0))
 

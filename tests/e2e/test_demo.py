@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ from tests.support.net import wait_for
 from tests.support.process import Process
 
 ROOT = Path(__file__).parents[2]
+WEB = "spiffe://demo/ns/demo/sa/web"
 
 
 class Demo:
@@ -72,6 +75,26 @@ def test_traffic_is_steady_and_retries_hide_what_fails(demo: Demo) -> None:
     wait_for(lambda: count(orders, http_response_status_code="503") > 0, 5)
     assert count(web, l7proxy_direction="inbound", http_response_status_code="503") == 0
     assert all(fetch(f"{admin}/ready") for admin in demo.admins)
+
+
+def test_web_is_denied_what_only_ops_may_do(demo: Demo) -> None:
+    with pytest.raises(urllib.error.HTTPError) as denied:
+        fetch(demo.url + "/admin")
+    assert denied.value.code == 403
+    assert json.loads(denied.value.read())["orders"]["error"] == "denied"
+    assert count(demo.metrics[1], l7proxy_route="orders-admin", error_type="denied", l7proxy_peer=WEB) > 0
+
+
+@pytest.mark.needs("curl")
+def test_the_three_curls_prove_that_identity_decides(demo: Demo) -> None:
+    commands = re.findall(r"^  (curl -i --cacert .*)$", demo.process.stdout, re.MULTILINE)
+    answers = [
+        subprocess.run(shlex.split(command), cwd=demo.folder / "certs", capture_output=True, text=True, check=False)
+        for command in commands
+    ]
+    assert [answer.stdout.split()[1] for answer in answers[:2]] == ["200", "403"]
+    assert answers[2].returncode != 0
+    assert "HTTP/" not in answers[2].stdout
 
 
 def test_a_saved_change_is_live_at_once(demo: Demo) -> None:
