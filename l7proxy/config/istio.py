@@ -302,6 +302,7 @@ class _Reader:
         """Returns the clauses of a source or an operation."""
         if isinstance(block, Source) and (block.request_principals or block.not_request_principals):
             self._wrong(path, "requestPrincipals: JWT authentication is not supported yet")
+            return ()
         clauses = []
         for name, attribute in table:
             for negated in (False, True):
