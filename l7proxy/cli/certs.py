@@ -18,8 +18,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     dev = verbs.add_parser(
         "dev",
         help="make a development CA, and a certificate for each ID",
-        description="Makes the development CA in FOLDER if there is none, and beneath it a folder with tls.crt, tls.key "
-        "and ca.crt for each SPIFFE ID, named like the ID's last part. Not for production: the CA's key lies beside it.",
+        description="Makes the development CA in FOLDER if there is none, and for each SPIFFE ID a folder beneath it, "
+        "named like the ID's last part, with tls.crt, tls.key and ca.crt. Not for production: the CA's key lies there.",
     )
     dev.add_argument("ids", metavar="ID", nargs="*", help="a SPIFFE ID, like spiffe://demo/ns/shop/sa/orders")
     dev.add_argument("--out", metavar="FOLDER", default="certs", help="where to write (default: certs)")
