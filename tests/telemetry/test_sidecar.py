@@ -100,6 +100,17 @@ def test_a_client_that_went_away_is_counted_and_logged(sidecar: StartSidecar, se
     assert (line["status"], line["flags"], line["first_byte_ms"]) == (499, "DC", None)
 
 
+def test_a_body_that_stands_still_is_counted_as_it_was_answered(sidecar: StartSidecar, serve: StartServer) -> None:
+    proxy = sidecar(app=serve().address, timeouts={"streamIdle": "300ms"})
+    with proxy.client() as client:
+        client.send(b"POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 10\r\n\r\nabc")
+        assert client.read().status == 408
+    [line] = proxy.log_lines()
+    assert (line["status"], line["code"], line["flags"]) == (408, "request_timeout", "SI")
+    assert proxy.metrics()(SERVER, http_response_status_code="408", error_type="request_timeout") == 1
+    assert proxy.metrics()(SERVER) == 1
+
+
 @pytest.mark.parametrize(
     ("data", "status", "code", "reason"),
     [
