@@ -373,6 +373,26 @@ def test_exemplars_lead_from_latency_to_a_trace(
 # Prometheus.
 
 
+@pytest.mark.needs("promtool")
+def test_promtool_has_nothing_to_say_about_any_metric(
+    sidecar: StartSidecar, serve: StartServer, collector: Collector
+) -> None:
+    policies = {
+        "retry": {"attempts": 1, "on": ["503"]},
+        "rateLimit": {"requests": 1, "per": "1h"},
+        "timeout": {"request": "5s"},
+        "authorization": {"allow": [{"methods": ["GET"]}], "deny": [{"paths": ["/no"], "mode": "SHADOW"}]},
+    }
+    proxy = sidecar(
+        route("all", policies=policies), app=serve(by_path).address, tracing={"sampling": 1, "otlp": collector.url}
+    )
+    for path in ("/status/200", "/status/503", "/no"):
+        proxy.get(path)
+    text = proxy.metrics().text
+    check = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, timeout=20)
+    assert (check.returncode, check.stdout, check.stderr) == (0, "", "")
+
+
 @pytest.mark.needs("prometheus")
 def test_a_real_prometheus_scrapes_what_clients_saw(sidecar: StartSidecar, serve: StartServer, tmp_path: Path) -> None:
     proxy = sidecar(route("r", matches=[{"path": {"prefix": "/status"}}]), app=serve(by_path).address)
