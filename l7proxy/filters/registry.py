@@ -6,6 +6,7 @@ from importlib.metadata import entry_points
 from l7proxy.core.errors import ConfigError, Problem
 from l7proxy.core.handler import Filter
 from l7proxy.filters.authorization import Authorization
+from l7proxy.filters.grpc_web import GrpcWeb
 from l7proxy.filters.headers import Headers
 from l7proxy.filters.rate_limit import RateLimit
 from l7proxy.filters.retry import Retry
@@ -14,6 +15,7 @@ from l7proxy.filters.timeout import Timeout
 FILTERS: tuple[type[Filter], ...] = (
     Authorization,
     RateLimit,
+    GrpcWeb,
     Headers,
     Timeout,
     Retry,

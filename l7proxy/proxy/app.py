@@ -10,12 +10,12 @@ from typing import cast
 
 import msgspec
 
+from l7proxy.core import grpc
 from l7proxy.core.errors import CODES, Cut, ProxyError
 from l7proxy.core.exchange import Exchange, Refusal
 from l7proxy.core.headers import Headers, find
 from l7proxy.core.message import Body, Request, Response
 from l7proxy.core.stream import Stream
-from l7proxy.proxy import grpc
 from l7proxy.proxy.snapshot import Live, Route, Side, Snapshot, Target
 from l7proxy.telemetry.access import Mark
 from l7proxy.wire.framing import Malformed

@@ -1,4 +1,4 @@
-"""What the proxy knows of gRPC: which requests are calls, their deadline on the way in, their status on the way out.
+"""What every layer knows of gRPC: which requests are calls, their deadline on the way in, their status on the way out.
 
 See https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md and http-grpc-status-mapping.md beside it.
 """
