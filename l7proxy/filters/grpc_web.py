@@ -81,8 +81,15 @@ def _frame(trailers: Headers) -> bytes:
 
 def _decode(text: bytes) -> bytes:
     """Decodes base64 that may be several padded pieces, one behind the other."""
+    pieces = []
+    at = 0
     try:
-        return b"".join(b64decode(text[at : at + 4], validate=True) for at in range(0, len(text), 4))
+        while at < len(text):
+            padding = text.find(b"=", at)
+            end = len(text) if padding < 0 else (padding | 3) + 1
+            pieces.append(b64decode(text[at:end], validate=True))
+            at = end
+        return b"".join(pieces)
     except Base64Error as error:
         raise ProxyError("bad_request", f"gRPC-Web text is no base64: {error}") from None
 
