@@ -8,7 +8,7 @@ import re
 from copy import copy
 from enum import Enum
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final, cast
 
 from l7proxy.core.headers import Headers
 from l7proxy.wire.framing import (
@@ -32,6 +32,7 @@ _TRAILERS = re.compile(FIELDS)
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,16})(;[^\x00-\x08\x0a-\x1f\x7f]*)?\r\n")
 _SCHEME = re.compile(rb"(https?)://([^/?#@]*)([/?].*)?", re.IGNORECASE | re.DOTALL)
 _VERSION = re.compile(rb"HTTP/[0-9]\.[0-9]")
+_EMPTY_STARTS = (b"\r", b"")
 _EMPTY_LINES = re.compile(rb"(?:\r\n)++")
 
 
@@ -240,10 +241,11 @@ class RequestReader(_Reader):
         """Returns the next head, or None when more bytes must be fed. Raises Malformed, after which all is lost."""
         buffer = self._buffer
         # RFC 9112 2.2: empty lines before the request line are ignored, in however many pieces they come.
-        if empty := _EMPTY_LINES.match(buffer):
-            self._buffer = buffer = buffer[empty.end() :]
-        if not buffer or buffer == b"\r":
-            return None
+        if buffer[:1] in _EMPTY_STARTS:
+            if empty := _EMPTY_LINES.match(buffer):
+                self._buffer = buffer = buffer[empty.end() :]
+            if not buffer or buffer == b"\r":
+                return None
         limits = self.limits
         match = None if self._seen and self._still_open(buffer) else _REQUEST.match(buffer)
         if match is None or match.end() > limits.head:
@@ -344,7 +346,7 @@ class ResponseReader(_Reader):
         if known is not None and method != b"HEAD" and method != b"CONNECT":
             self._buffer = buffer[end:] if end < len(buffer) else b""
             self._seen = 0
-            head: ResponseHead = copy(known)
+            head: ResponseHead = cast(Any, known).__copy__()
             head.headers = known.headers.copy()
             if head.size:
                 self._begin_body(head.size)
