@@ -413,6 +413,9 @@ class Route(Part, frozen=True):
     direct_response: Annotated[DirectResponse | None, doc("Answers without an upstream.")] = None
     rewrite: Annotated[Rewrite | None, doc("Changes what the upstream is asked for.")] = None
     path: Annotated[PathHandling, doc("Which spelling of the path the application gets.")] = PathHandling()
+    connect: Annotated[
+        bool, doc("Whether CONNECT may open a tunnel, whose bytes go to an endpoint of the upstream as they are.")
+    ] = False
     policies: Annotated[
         tuple[Filter, ...],
         Meta(description="What holds for these requests, by name of the policy.", extra={"map": "policies"}),

@@ -127,8 +127,8 @@ def _route(side: Side, request: Request, live: Live) -> Target:
     if live.active > live.max_active:
         raise ProxyError("overflow", "too many requests are under way")
     raw = request.target
-    if request.method == b"CONNECT" and request.upgrade is None:
-        raise ProxyError("method_not_allowed", "CONNECT")
+    if request.method == b"CONNECT":
+        return _tunnel(side, request)
     path = normalise(raw)
     if path is not raw and ambiguous(path):
         path = _unambiguous(side, path)
@@ -144,6 +144,16 @@ def _route(side: Side, request: Request, live: Live) -> Target:
     if side.inbound and not target.route.original:
         raw = path
     request.target = b"%b?%b" % (raw, query) if query else raw
+    return target
+
+
+def _tunnel(side: Side, request: Request) -> Target:
+    """Finds the route of a CONNECT, which has a host and no path; raises ProxyError where no tunnel may be opened."""
+    target = None
+    if request.upgrade is not None:
+        target = side.router.match(request.authority, b"/", b"CONNECT", request.headers, b"")
+    if target is None or not target.route.connect:
+        raise ProxyError("method_not_allowed", "CONNECT")
     return target
 
 

@@ -250,6 +250,7 @@ class Compiler:
                 [(_pattern(match), method.encode()) for match in spec.matches for method in match.methods or ("GET",)],
             ),
             spec.path.forward == "original",
+            spec.connect,
             resource.file,
             resource.line,
         )

@@ -17,12 +17,17 @@ from l7proxy.upstream.cluster import Cluster
 
 
 class Route(Struct, frozen=True):
-    """One compiled route. `original` forwards the path as it came; `file` and `line` are where its YAML stands."""
+    """One compiled route.
+
+    `original` forwards the path as it came, `connect` lets clients open tunnels; `file` and `line` are where its YAML
+    stands.
+    """
 
     name: str
     handle: Handler
     metrics: RouteMetrics
     original: bool = False
+    connect: bool = False
     file: str = ""
     line: int = 0
 

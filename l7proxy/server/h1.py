@@ -13,6 +13,7 @@ from l7proxy.core.message import Body
 from l7proxy.core.peer import ANONYMOUS, Peer
 from l7proxy.core.stream import HIGH_WATER, Stream
 from l7proxy.server.h2 import H2Protocol
+from l7proxy.upstream.tunnel import CONNECT
 from l7proxy.server.listener import NEVER, Listener
 from l7proxy.wire.framing import Malformed
 from l7proxy.wire.h1 import (
@@ -407,10 +408,13 @@ class H1Protocol(asyncio.Protocol):
 
     def begin_tunnel(self, exchange: H1Exchange, headers: list[tuple[bytes, bytes]]) -> None:
         """The application accepted the upgrade: from here on both bodies are the bytes of the connection."""
-        self.write(
-            b"%b%bconnection: upgrade\r\nupgrade: %b\r\n\r\n"
-            % (STATUS_LINES[101], encode_fields(headers), exchange.upgrade or b"")
-        )
+        if exchange.method == b"CONNECT":
+            self.write(b"%b%b\r\n" % (STATUS_LINES[200], encode_fields(headers)))
+        else:
+            self.write(
+                b"%b%bconnection: upgrade\r\nupgrade: %b\r\n\r\n"
+                % (STATUS_LINES[101], encode_fields(headers), exchange.upgrade or b"")
+            )
         self._tunnel = True
         self.keep_alive = False
         stream = cast(Stream, self._stream)
@@ -466,6 +470,11 @@ class H1Protocol(asyncio.Protocol):
                 self._refuse(error.code.name, error.reason)
                 return
         elif head.upgrade is not None:
+            body = self._stream = Stream(self._consumed)
+        elif head.method == b"CONNECT":
+            # Whatever follows is the tunnel's: a refusal cannot be followed by another request.
+            head.upgrade = CONNECT
+            self.keep_alive = False
             body = self._stream = Stream(self._consumed)
         exchange = self.exchange = H1Exchange(self, head, body)
         exchange.task = Drive(exchange.run(), self.listener.loop)

@@ -10,6 +10,7 @@ from l7proxy.core.errors import Cut
 from l7proxy.core.headers import Headers
 from l7proxy.core.message import Body
 from l7proxy.core.stream import Stream
+from l7proxy.upstream.tunnel import CONNECT
 from l7proxy.wire.h2_events import RECEIVING, H2Stream
 from l7proxy.wire.h2_fields import RequestFields
 from l7proxy.wire.h2_frames import Error
@@ -66,7 +67,7 @@ class H2Exchange:
         self.headers = list(head.headers)
         self.body: Body = b""
         self.peer = connection.peer
-        self.upgrade = head.protocol
+        self.upgrade = CONNECT if self.method == b"CONNECT" else head.protocol
         self.client = connection.client
         self.server = connection.server
         self.destination = connection.destination

@@ -26,6 +26,7 @@ from l7proxy.upstream.dial import (
 from l7proxy.upstream.h1 import Unanswered
 from l7proxy.upstream.h2 import H2Connection
 from l7proxy.upstream.h2_call import Unprocessed
+from l7proxy.upstream.tunnel import open_tunnel
 from l7proxy.upstream.transport import request_parts, response_for
 from l7proxy.wire.h2_limits import H2Limits
 
@@ -53,6 +54,9 @@ class H2Transport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         method, target, host, fields, body, ledger = request_parts(request)
         upgrade = None if ledger is None else ledger.upgrade
+        if method == b"CONNECT" and ledger is not None:
+            received = await open_tunnel(self._dial, self._load, self._metrics, ledger, body)
+            return response_for(request, 101, [], received)
         sent = patience_of(ledger)
         again = False
         until = None

@@ -24,6 +24,7 @@ from l7proxy.upstream.dial import (
     untouched,
 )
 from l7proxy.upstream.h1 import H1Connection, Unanswered
+from l7proxy.upstream.tunnel import open_tunnel
 from l7proxy.upstream.transport import request_parts, response_for
 from l7proxy.wire.framing import Limits
 from l7proxy.wire.h1 import ResponseHead
@@ -58,6 +59,9 @@ class H1Transport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         method, target, host, fields, body, ledger = request_parts(request)
         upgrade = None if ledger is None else ledger.upgrade
+        if method == b"CONNECT" and ledger is not None:
+            received = await open_tunnel(self._dial, self._load, self._metrics, ledger, body)
+            return response_for(request, 101, [], received)
         sent = patience_of(ledger)
         idle = self._idle
         connection = None

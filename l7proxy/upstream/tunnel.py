@@ -1,0 +1,108 @@
+"""What CONNECT opens: the bytes of a TCP connection to an endpoint, in both directions, as they are."""
+
+import asyncio
+from collections.abc import Callable
+from typing import cast
+
+from l7proxy.core.errors import ProxyError
+from l7proxy.core.message import Body, Request
+from l7proxy.core.stream import HIGH_WATER, Stream
+from l7proxy.upstream.dial import Dial, Expiring, Load, PoolMetrics, connect, time_left
+
+CONNECT = b"connect"
+"""The `upgrade` of a CONNECT request (RFC 9110 9.3.6); extended CONNECT has that of its protocol."""
+
+
+class Tunnel(Expiring):
+    """One connection; `received` are the endpoint's bytes. `ended()` is called once when it is over."""
+
+    def __init__(self, ended: Callable[[], None]) -> None:
+        self.received = Stream(self._consumed, self._give_up)
+        self._ended = ended
+        self._transport: asyncio.Transport | None = None
+        self._drained: asyncio.Future[None] | None = None
+        self._sender: asyncio.Task[None] | None = None
+        self._reading = True
+
+    def begin(self, body: Stream) -> None:
+        """Passes the client's bytes on."""
+        self._sender = asyncio.get_running_loop().create_task(self._send(body))
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(HIGH_WATER)
+
+    def data_received(self, data: bytes) -> None:
+        self.received.feed(data)
+        if self.received.size > HIGH_WATER and self._reading and self._transport is not None:
+            self._reading = False
+            self._transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        """One direction may end before the other, where the transport can say so."""
+        self.received.end()
+        return self._transport is not None and self._transport.can_write_eof()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        if error is None:
+            self.received.end()
+        else:
+            self.received.fail(ProxyError("upstream_reset", f"the tunnel broke: {error}"))
+        if self._drained is not None and not self._drained.done():
+            self._drained.cancel()
+        if self._sender is not None:
+            self._sender.cancel()
+        self._ended()
+
+    def pause_writing(self) -> None:
+        self._drained = asyncio.get_running_loop().create_future()
+
+    def resume_writing(self) -> None:
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+        self._drained = None
+
+    # Inside.
+
+    async def _send(self, body: Stream) -> None:
+        try:
+            while data := await body.read():
+                if self._transport is None:
+                    break
+                self._transport.write(data)
+                if self._drained is not None:
+                    await self._drained
+            if self._transport is not None and self._transport.can_write_eof():
+                self._transport.write_eof()
+        except Exception:
+            # The client's side broke: half of what it said must not look like all.
+            if self._transport is not None:
+                self._transport.abort()
+        finally:
+            body.close()
+
+    def _consumed(self, size: int) -> None:
+        if not self._reading and self._transport is not None and not self._transport.is_closing():
+            self._reading = True
+            self._transport.resume_reading()
+
+    def _give_up(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+
+async def open_tunnel(dial: Dial, load: Load, metrics: PoolMetrics, ledger: Request, body: Body) -> Stream:
+    """Opens a tunnel to an endpoint for the bytes of `body`, and returns what the endpoint says. Raises ProxyError."""
+    if load.connections >= load.max_connections:
+        raise ProxyError("overflow", "too many connections are open")
+
+    def ended() -> None:
+        load.connections -= 1
+        metrics.connections.value -= 1
+
+    tunnel = await connect(dial, load, metrics, lambda: Tunnel(ended), time_left(ledger, dial.connect_timeout))
+    tunnel.begin(cast(Stream, body))
+    return tunnel.received
