@@ -8,6 +8,10 @@ from l7proxy.core.message import Body
 from l7proxy.core.peer import Peer
 
 
+CONNECT = b"connect"
+"""The `upgrade` of a CONNECT request (RFC 9110 9.3.6); extended CONNECT has that of its protocol."""
+
+
 class Exchange(Protocol):
     """One request on a connection, whichever protocol it speaks.
 

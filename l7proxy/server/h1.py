@@ -7,13 +7,12 @@ from typing import Any, Final, cast
 
 from l7proxy.core.drive import Drive
 from l7proxy.core.errors import CODES, Cut, ProxyError
-from l7proxy.core.exchange import Refusal
+from l7proxy.core.exchange import CONNECT, Refusal
 from l7proxy.core.headers import Headers, without
 from l7proxy.core.message import Body
 from l7proxy.core.peer import ANONYMOUS, Peer
 from l7proxy.core.stream import HIGH_WATER, Stream
 from l7proxy.server.h2 import H2Protocol
-from l7proxy.upstream.tunnel import CONNECT
 from l7proxy.server.listener import NEVER, Listener
 from l7proxy.wire.framing import Malformed
 from l7proxy.wire.h1 import (

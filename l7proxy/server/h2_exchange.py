@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from l7proxy.core.drive import Drive
 from l7proxy.core.errors import Cut
+from l7proxy.core.exchange import CONNECT
 from l7proxy.core.headers import Headers
 from l7proxy.core.message import Body
 from l7proxy.core.stream import Stream
-from l7proxy.upstream.tunnel import CONNECT
 from l7proxy.wire.h2_events import RECEIVING, H2Stream
 from l7proxy.wire.h2_fields import RequestFields
 from l7proxy.wire.h2_frames import Error

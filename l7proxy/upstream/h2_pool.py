@@ -26,8 +26,8 @@ from l7proxy.upstream.dial import (
 from l7proxy.upstream.h1 import Unanswered
 from l7proxy.upstream.h2 import H2Connection
 from l7proxy.upstream.h2_call import Unprocessed
-from l7proxy.upstream.tunnel import open_tunnel
 from l7proxy.upstream.transport import request_parts, response_for
+from l7proxy.upstream.tunnel import open_tunnel
 from l7proxy.wire.h2_limits import H2Limits
 
 

@@ -24,8 +24,8 @@ from l7proxy.upstream.dial import (
     untouched,
 )
 from l7proxy.upstream.h1 import H1Connection, Unanswered
-from l7proxy.upstream.tunnel import open_tunnel
 from l7proxy.upstream.transport import request_parts, response_for
+from l7proxy.upstream.tunnel import open_tunnel
 from l7proxy.wire.framing import Limits
 from l7proxy.wire.h1 import ResponseHead
 

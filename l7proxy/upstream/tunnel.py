@@ -9,9 +9,6 @@ from l7proxy.core.message import Body, Request
 from l7proxy.core.stream import HIGH_WATER, Stream
 from l7proxy.upstream.dial import Dial, Expiring, Load, PoolMetrics, connect, time_left
 
-CONNECT = b"connect"
-"""The `upgrade` of a CONNECT request (RFC 9110 9.3.6); extended CONNECT has that of its protocol."""
-
 
 class Tunnel(Expiring):
     """One connection; `received` are the endpoint's bytes. `ended()` is called once when it is over."""
