@@ -7,7 +7,6 @@ from l7proxy.core.headers import Headers
 from l7proxy.core.message import Body
 from l7proxy.core.peer import Peer
 
-
 CONNECT = b"connect"
 """The `upgrade` of a CONNECT request (RFC 9110 9.3.6); extended CONNECT has that of its protocol."""
 
