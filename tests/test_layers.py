@@ -27,9 +27,7 @@ def test_the_contract_names_every_package() -> None:
     assert there - {"__init__", "__main__"} <= named
 
 
-@pytest.mark.parametrize(
-    "module", ["grpc", "aioquic", "redis", "google.protobuf", "opentelemetry.sdk.trace", "h11"]
-)
+@pytest.mark.parametrize("module", ["grpc", "aioquic", "redis", "google.protobuf", "opentelemetry.sdk.trace", "h11"])
 def test_heavy_parts_are_not_imported_to_start(module: str) -> None:
     code = f"import sys, l7proxy.cli.run; sys.exit({module!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
