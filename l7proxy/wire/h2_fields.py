@@ -13,7 +13,7 @@ from l7proxy.wire.framing import FORBIDDEN_TRAILERS
 from l7proxy.wire.h2_hpack import Field
 
 _METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}")
-_PATH = re.compile(rb"/[!\"$-~\x80-\xff]*|\*")
+_PATH = re.compile(rb"/[!\"$-\[\]-~]*|\*")
 _AUTHORITY = re.compile(rb"(?:[A-Za-z0-9._~-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::([0-9]{0,5}))?")
 _SCHEME = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]{0,15}")
 _PROTOCOL = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z/]{1,32}")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.fuzz import h1, path
+from tests.fuzz import h1, h2, path
 
 
 @given(st.integers())
@@ -31,6 +31,20 @@ def test_mutated_responses_read_the_same_however_they_are_cut(seed: int, method:
 @example(b"GET / HTTP/1.0\r\n\r\n\r\n")
 def test_any_bytes_are_read_or_refused(data: bytes) -> None:
     h1.check_requests(data, [data[at : at + 1] for at in range(len(data))])
+
+
+@given(st.integers(), st.booleans())
+@settings(max_examples=1000, deadline=None)
+def test_mutated_connections_of_http_2_read_the_same_however_they_are_cut(seed: int, client: bool) -> None:
+    rng = random.Random(seed)
+    data = h2.mutate(rng, client)
+    h2.check(data, h2.cut(rng, data), client)
+
+
+@given(st.binary(max_size=100))
+@settings(max_examples=1000, deadline=None)
+def test_any_header_block_reads_as_hpack_reads_it_or_is_refused(data: bytes) -> None:
+    h2.check_block(data)
 
 
 @given(st.lists(st.sampled_from(path.PIECES), max_size=10))
