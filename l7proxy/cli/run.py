@@ -5,7 +5,7 @@ import sys
 
 from l7proxy.config.load import app_model
 from l7proxy.core.errors import ConfigError
-from l7proxy.server.process import serve
+from l7proxy.server import run as server
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -26,13 +26,16 @@ def run(args: argparse.Namespace) -> int:
     if not args.config and not args.app:
         print("l7proxy run: name the application with --app URL, or a configuration with -c PATH", file=sys.stderr)
         return 2
+    server.prepare()
     try:
         if not args.config:
-            return serve(app_model(args.app))
-        from l7proxy.config.files import Files
+            status = server.run(app_model(args.app))
+        else:
+            from l7proxy.config.files import Files
 
-        source = Files(args.config, args.app)
-        return serve(source.load(), source)
+            source = Files(args.config, args.app)
+            status = server.run(source.load(), source)
     except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 1
+        server.complain(str(error))
+        status = 1
+    return server.leave(status)

@@ -207,20 +207,42 @@ class Http2Limits(Part, frozen=True):
 
 
 class Limits(Part, frozen=True):
-    """Sizes and counts beyond which a request is refused."""
+    """Sizes and counts beyond which a request is refused. What counts many is for each process (see `workers`)."""
 
     header_block: Annotated[Size, doc("All header fields together (431).", ge=1024)] = 61440
     header_size: Annotated[Size, doc("One header field (431).", ge=256)] = 16384
     header_count: Annotated[int, doc("The number of header fields (431).", ge=1, le=10_000)] = 100
     target: Annotated[Size, doc("The request target (414).", ge=256)] = 8192
+    connections: Annotated[
+        int, doc("Connections at a time, for each of the two listeners; more wait until one ends.", ge=1)
+    ] = 20_000
+    requests: Annotated[int, doc("Requests under way at a time (503 `overflow`).", ge=1)] = 20_000
+    buffered: Annotated[
+        Size, doc("Bytes of bodies that wait for a slower reader, over all connections (503 `overflow`).", ge=65536)
+    ] = 268435456
     http2: Annotated[Http2Limits, doc("Limits of HTTP/2.")] = Http2Limits()
 
 
 class Drain(Part, frozen=True):
     """How the process ends."""
 
-    grace: Annotated[Duration, doc("How long requests in flight may take after SIGTERM.", ge=0)] = 25.0
-    goaway: Annotated[Duration, doc("The time between the first and the final GOAWAY of HTTP/2.", ge=0)] = 5.0
+    grace: Annotated[Duration, doc("How long it goes on serving after SIGTERM, at most.", ge=0)] = 25.0
+    goaway: Annotated[
+        Duration,
+        doc(
+            "How long an open connection may still be used: the time between the first and the final GOAWAY of "
+            "HTTP/2, and until a connection of HTTP/1.1 without a request is closed.",
+            ge=0,
+        ),
+    ] = 5.0
+    quiet: Annotated[
+        Duration,
+        doc(
+            "It ends early once no connection is open and none came for so long, and the application no longer "
+            "listens if there is an outbound listener; with `0s` once no connection is open.",
+            ge=0,
+        ),
+    ] = 5.0
 
 
 class Sidecar(Part, frozen=True):

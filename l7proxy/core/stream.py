@@ -10,6 +10,18 @@ HIGH_WATER = 256 * 1024
 """Bytes that a stream holds before its source should stop feeding; h2 sources count window credit instead."""
 
 
+class Held:
+    """The bytes that wait in this process for a reader: in streams, and in sockets whose peer reads slowly."""
+
+    __slots__ = ("size",)
+
+    def __init__(self) -> None:
+        self.size = 0
+
+
+held = Held()
+
+
 class Stream:
     """A body on its way.
 
@@ -64,7 +76,9 @@ class Stream:
             self.sink(data)
             return
         self._chunks.append(data)
-        self.size += len(data)
+        size = len(data)
+        self.size += size
+        held.size += size
         self._wake()
 
     def end(self, trailers: Headers | None = None) -> None:
@@ -107,6 +121,7 @@ class Stream:
         data = chunks.popleft() if len(chunks) == 1 else b"".join(chunks)
         chunks.clear()
         size, self.size = self.size, 0
+        held.size -= size
         self.taken += size
         if self._consumed is not None:
             self._consumed(size)
@@ -123,6 +138,7 @@ class Stream:
         Who gives up in place of the reader names the `error` that the reader gets.
         """
         self._chunks.clear()
+        held.size -= self.size
         self.size = 0
         if not self.ended:
             self.ended = True
@@ -130,6 +146,9 @@ class Stream:
             self._wake()
             if self._closed is not None:
                 self._closed()
+
+    def __del__(self) -> None:
+        held.size -= self.size
 
     def _wake(self) -> None:
         waiter = self._waiter

@@ -15,7 +15,7 @@ from l7proxy.core.errors import CODES, Cut, ProxyError
 from l7proxy.core.exchange import Exchange, Refusal
 from l7proxy.core.headers import Headers, find
 from l7proxy.core.message import Body, Request, Response
-from l7proxy.core.stream import Stream
+from l7proxy.core.stream import Stream, held
 from l7proxy.proxy.snapshot import Live, Route, Side, Snapshot, Target
 from l7proxy.telemetry.access import Mark
 from l7proxy.wire.framing import Malformed
@@ -124,8 +124,8 @@ def make_app(live: Live, inbound: bool) -> Callable[[Exchange], Awaitable[None]]
 
 def _route(side: Side, request: Request, live: Live) -> Target:
     """Normalises the path and finds the route; raises ProxyError where there is none or the request is no good."""
-    if live.active > live.max_active:
-        raise ProxyError("overflow", "too many requests are under way")
+    if live.active > live.max_active or held.size > live.max_held:
+        raise ProxyError("overflow", "too much is under way")
     raw = request.target
     if request.method == b"CONNECT":
         return _tunnel(side, request)

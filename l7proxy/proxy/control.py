@@ -105,7 +105,9 @@ class Control:
 
     def _swap(self, snapshot: Snapshot) -> Steps[None]:
         """Makes the snapshot live at once; the steps let go of what only the one before it used."""
-        self.live.snapshot = snapshot
+        live, limits = self.live, snapshot.model.sidecar.spec.limits
+        live.snapshot = snapshot
+        live.max_active, live.max_held = limits.requests, limits.buffered
         rest = self._compiler.commit()
         self._version.value = int.from_bytes(blake2b(snapshot.version.encode(), digest_size=6).digest(), "big")
         self._since.value = time.time()

@@ -76,16 +76,20 @@ class Snapshot(Struct, frozen=True):
 
 
 class Live:
-    """The one place that says which snapshot new requests get, and how many requests are under way."""
+    """The one place that says which snapshot new requests get, and how much may be under way at once.
 
-    __slots__ = ("snapshot", "active", "max_active", "refused", "on_failure")
+    `max_active` are requests, `max_held` bytes that wait for a reader (`core.stream.held`).
+    """
+
+    __slots__ = ("snapshot", "active", "max_active", "max_held", "refused", "on_failure")
 
     def __init__(
         self, snapshot: Snapshot, refused: Callable[[str], None], on_failure: Callable[[Request, Exception], None]
     ) -> None:
         self.snapshot = snapshot
         self.active = 0
-        self.max_active = 100_000
+        self.max_active = 0
+        self.max_held = 0
         self.refused = refused
         """Counts a request that was malformed, by reason."""
         self.on_failure = on_failure

@@ -1,7 +1,7 @@
 """HTTP/1.1 towards clients: one `H1Protocol` a connection, one `H1Exchange` and one task a request."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, Final, cast
 
@@ -11,7 +11,7 @@ from l7proxy.core.exchange import CONNECT, Refusal
 from l7proxy.core.headers import Headers, without
 from l7proxy.core.message import Body
 from l7proxy.core.peer import ANONYMOUS, Peer
-from l7proxy.core.stream import HIGH_WATER, Stream
+from l7proxy.core.stream import HIGH_WATER, Stream, held
 from l7proxy.server.h2 import H2Protocol
 from l7proxy.server.listener import NEVER, Listener
 from l7proxy.wire.framing import Malformed
@@ -227,6 +227,7 @@ class H1Protocol(asyncio.Protocol):
         self.serves: Callable[[bytes], bool] | None = None
         self.expires = NEVER
         self.close_at = NEVER
+        self._leave_at = NEVER
         self._reader = RequestReader(listener.limits)
         self._stream: Stream | None = None
         self._discarding = False
@@ -254,6 +255,8 @@ class H1Protocol(asyncio.Protocol):
             self.close_at = listener.now + listener.timeouts.max_age * (0.9 + (id(self) >> 4) % 100 / 1000)
         self.close_at = min(self.close_at, self.expires)
         listener.watch(self, min(listener.now + listener.timeouts.head, self.close_at))
+        if listener.draining:
+            self.drain()
 
     def data_received(self, data: bytes) -> None:
         listener = self.listener
@@ -295,12 +298,14 @@ class H1Protocol(asyncio.Protocol):
         if self.drained is not None:
             self.drained.cancel()
             self.drained = None
+            held.size -= HIGH_WATER
         if self.exchange is not None and self.exchange.task is not None:
             self.exchange.task.cancel()
             self.exchange = None
 
     def pause_writing(self) -> None:
         self.drained = self.listener.loop.create_future()
+        held.size += HIGH_WATER
 
     def resume_writing(self) -> None:
         self._touched = self.listener.now
@@ -308,12 +313,13 @@ class H1Protocol(asyncio.Protocol):
             if not self.drained.done():
                 self.drained.set_result(None)
             self.drained = None
+            held.size -= HIGH_WATER
 
     # What the listener asks.
 
     @property
-    def active(self) -> int:
-        return 0 if self.exchange is None else 1
+    def exchanges(self) -> Iterable[H1Exchange]:
+        return () if self.exchange is None else (self.exchange,)
 
     def on_tick(self, now: float) -> float | None:
         """See `listener.Connection`: head, idle and stream timeouts, and the greatest age."""
@@ -329,7 +335,7 @@ class H1Protocol(asyncio.Protocol):
                 self._stall()
                 return None
             return min(until, max(self.close_at, now + 1.0))
-        if now >= self.close_at and not self.listener.draining:
+        if now >= (self._leave_at if self.listener.draining else self.close_at) and not self._reader.buffered:
             self.close()
             return None
         if self._head_since is not None:
@@ -348,9 +354,25 @@ class H1Protocol(asyncio.Protocol):
         return min(until, now + timeouts.stream, max(self.close_at, now + 1.0))
 
     def drain(self) -> None:
-        """Ends after the response under way, or the next one: closing an idle connection would race with a request."""
+        """Ends after the response under way, or the next one; without a request only once one had time to come.
+
+        To close an idle connection races with the next request, which would be lost.
+        """
+        listener = self.listener
         self.keep_alive = False
-        self.close_at = self.listener.now
+        self.close_at = listener.now
+        self._leave_at = listener.now + listener.patience
+        listener.watch(self, self._leave_at)
+
+    def cut(self, code: str) -> None:
+        """Ends at once: with the answer of `code` where none has begun."""
+        exchange = self.exchange
+        if exchange is not None and exchange.task is not None and not exchange.begun:
+            exchange.task.cancel(code)
+            self.exchange = None
+            self.answer(CODES[code].status, code)
+        else:
+            self.abort()
 
     def abort(self) -> None:
         if self.transport is not None:
@@ -604,9 +626,7 @@ class H1Protocol(asyncio.Protocol):
         exchange = self.exchange
         if exchange is not None and exchange.task is not None and not exchange.begun and not self.body_ended:
             self.listener.refused("slow_body")
-            exchange.task.cancel("request_timeout")
-            self.exchange = None
-            self.answer(CODES["request_timeout"].status, "request_timeout")
+            self.cut("request_timeout")
         else:
             self.abort()
 

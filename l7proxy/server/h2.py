@@ -11,7 +11,7 @@ from typing import Any, cast
 from l7proxy.core.errors import CODES
 from l7proxy.core.exchange import Refusal
 from l7proxy.core.peer import ANONYMOUS, Peer
-from l7proxy.core.stream import HIGH_WATER
+from l7proxy.core.stream import HIGH_WATER, held
 from l7proxy.server.h2_exchange import STATUS, H2Exchange
 from l7proxy.server.listener import NEVER, Connection, Listener
 from l7proxy.wire.h2 import Session
@@ -127,26 +127,24 @@ class H2Protocol(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self.transport = None
         self._closing = True
+        self._unpaused()
         self.listener.closed(self)
         for exchange in list(self.exchanges):
             exchange.abandon()
 
     def pause_writing(self) -> None:
         self.session.paused = True
+        held.size += HIGH_WATER
 
     def resume_writing(self) -> None:
         self._touched = self.listener.now
-        self.session.paused = False
+        self._unpaused()
         self._resume_reading()
         if self.session.waiting:
             self.session.more = True
         self.flush_soon()
 
     # What the listener asks.
-
-    @property
-    def active(self) -> int:
-        return len(self.exchanges)
 
     def on_tick(self, now: float) -> float | None:
         """See `listener.Connection`: slow frames, stalled streams, idleness, the greatest age and the second GOAWAY."""
@@ -184,10 +182,16 @@ class H2Protocol(asyncio.Protocol):
     def drain(self) -> None:
         """Sends the first GOAWAY; the second follows, and the end when no stream is left."""
         if self._goaway_at is None and not self._closing:
-            self._goaway_at = self.listener.now + self.listener.timeouts.goaway
+            self._goaway_at = self.listener.now + self.listener.patience
             self.session.send_goaway(final=False)
             self.listener.watch(self, self._goaway_at)
             self.flush_soon()
+
+    def cut(self, code: str) -> None:
+        """Ends at once: with the answer of `code` where none has begun."""
+        for exchange in list(self.exchanges):
+            self._cut(exchange, None if exchange.begun else code)
+        self.close(Error.NO_ERROR)
 
     def abort(self) -> None:
         if self.transport is not None:
@@ -350,15 +354,22 @@ class H2Protocol(asyncio.Protocol):
 
     def _stall(self, exchange: H2Exchange) -> None:
         """No byte either way for the stream timeout: 408 while no answer has begun, else an end without one."""
-        stream = exchange.stream
         self.listener.refused("slow_stream")
-        unanswered = not exchange.begun and stream.state & RECEIVING
-        exchange.abandon("request_timeout" if unanswered else None)
-        if unanswered:
-            self.answer(stream, "request_timeout")
+        unanswered = not exchange.begun and exchange.stream.state & RECEIVING
+        self._cut(exchange, "request_timeout" if unanswered else None)
+
+    def _cut(self, exchange: H2Exchange, code: str | None) -> None:
+        exchange.abandon(code)
+        if code is not None:
+            self.answer(exchange.stream, code)
         else:
-            self.session.send_reset(stream, Error.CANCEL)
+            self.session.send_reset(exchange.stream, Error.CANCEL)
             self.flush_soon()
+
+    def _unpaused(self) -> None:
+        if self.session.paused:
+            self.session.paused = False
+            held.size -= HIGH_WATER
 
 
 def _address(name: Any) -> tuple[str, int] | None:

@@ -10,7 +10,7 @@ from l7proxy.core.errors import Cut
 from l7proxy.core.exchange import CONNECT
 from l7proxy.core.headers import Headers
 from l7proxy.core.message import Body
-from l7proxy.core.stream import Stream
+from l7proxy.core.stream import Stream, held
 from l7proxy.wire.h2_events import RECEIVING, H2Stream
 from l7proxy.wire.h2_fields import RequestFields
 from l7proxy.wire.h2_frames import Error
@@ -210,7 +210,12 @@ class H2Exchange:
         sent = connection.session.send_data(self.stream, data, end)
         connection.flush_soon()
         if not sent:
-            await self._drained()
+            size = len(data)
+            held.size += size
+            try:
+                await self._drained()
+            finally:
+                held.size -= size
 
     def _first(self, status: int, headers: Headers, end: bool) -> bool:
         """Sends the head; True if that was all there is to send."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
 
 from msgspec import Struct
@@ -23,7 +23,7 @@ class Timeouts(Struct, frozen=True):
 
     `head` for a whole request head, `idle` between requests, `stream` without a byte either way while a request is
     under way, `max_age` for the connection (jittered), `linger` to read what is left after the last answer, `goaway`
-    between the first and the final GOAWAY of HTTP/2.
+    to use a connection once it was asked to end.
     """
 
     head: float = 10.0
@@ -43,11 +43,14 @@ class Connection(Protocol):
     def drain(self) -> None:
         """Ends once what is under way is done, and tells the client."""
 
+    def cut(self, code: str) -> None:
+        """Ends at once, with the answer of `code` to requests that have none yet."""
+
     def abort(self) -> None:
         """Ends at once."""
 
     @property
-    def active(self) -> int:
+    def exchanges(self) -> Iterable[Exchange]:
         """Requests under way."""
 
 
@@ -76,6 +79,8 @@ class Listener:
         self.loop = asyncio.get_running_loop()
         self.connections: set[Connection] = set()
         self.draining = False
+        self.patience = self.timeouts.goaway
+        """Seconds that a connection may still be used once it was asked to end."""
         self.answered = 0
         self.now = time.monotonic()
         self.on_closed: Callable[[], None] | None = None
@@ -129,6 +134,12 @@ class Listener:
             tick = max(int(when / TICK), self._tick) + 1
             self._due.setdefault(tick, set()).add(connection)
             self._ticks.setdefault(connection, set()).add(tick)
+
+    def drain(self) -> None:
+        """Asks every connection, and those that will come, to end."""
+        self.draining = True
+        for connection in list(self.connections):
+            connection.drain()
 
     def close(self) -> None:
         """Stops the timers and aborts what is left."""

@@ -1,7 +1,7 @@
 """What the admin API is told of this process; see `admin.AdminView`."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -11,16 +11,16 @@ from l7proxy.core.stats import Stats
 from l7proxy.identity.material import Material
 from l7proxy.identity.report import certificates
 from l7proxy.proxy.control import Control
+from l7proxy.server.drain import Drain
 from l7proxy.telemetry.log import Log
 
 
 class View:
     """The live state, as plain data."""
 
-    def __init__(self, control: Control, drain: Callable[[], None]) -> None:
+    def __init__(self, control: Control, drain: Drain) -> None:
         self._control = control
         self._drain = drain
-        self.draining = False
 
     @property
     def stats(self) -> Stats:
@@ -35,7 +35,7 @@ class View:
         return self._control.telemetry.target
 
     def not_ready(self) -> str:
-        if self.draining:
+        if self._drain.began:
             return "draining"
         waiting = [identity.name for identity in self._control.identities() if identity.material == Material()]
         return f"waiting for certificates: {', '.join(waiting)}" if waiting else ""
@@ -101,4 +101,4 @@ class View:
         return certificates(self._control.identities())
 
     def drain(self) -> None:
-        self._drain()
+        self._drain.begin()

@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 from msgspec import Struct
 
+from l7proxy.core import descriptors
 from l7proxy.core.errors import ProxyError
 from l7proxy.core.message import Body, Request
 from l7proxy.core.stats import Counter, Gauge
@@ -85,6 +86,8 @@ async def connect(
 ) -> Connection:
     """Opens one connection and counts it in `load`, which whoever closes it takes back. Raises ProxyError."""
     loop = asyncio.get_running_loop()
+    if not descriptors.below(descriptors.dial_ceiling()):
+        raise ProxyError("overflow", "the process has no file descriptor to spare")
     load.connections += 1
     try:
         async with asyncio.timeout(timeout):

@@ -76,6 +76,7 @@ class Sidecar:
             "admin": {"listen": _text(self.admin)},
             "metrics": {"listen": _text(self.metrics_at)},
             "accessLog": {"path": str(self.log)},
+            "drain": {"quiet": "0s"},
         }
         self._spec = _clean(_merge(self._spec, spec))
         self.configure(*documents)
