@@ -119,6 +119,8 @@ class Drive:
             return
         finally:
             tasks._leave_task(loop, self)  # type: ignore[arg-type]
+            # Its traceback leads to this frame: a cycle would outlive the request until the collector comes.
+            error = None
         if future is None:
             # A bare yield, as in asyncio.sleep(0).
             loop.call_soon(self.step, None)

@@ -45,6 +45,7 @@ class Stream:
         "taken",
         "ended",
         "error",
+        "failed",
         "trailers",
     )
 
@@ -61,6 +62,7 @@ class Stream:
         self.source: object = None
         self.ended = False
         self.error: BaseException | None = None
+        self.failed = False
         self.trailers: Headers | None = None
 
     def on_consumed(self, consumed: Callable[[int], None]) -> None:
@@ -92,15 +94,15 @@ class Stream:
         """Marks an end that is not clean: the reader gets `error` once it has read what came before."""
         if not self.ended:
             self.error = error
-            self.ended = True
+            self.failed = self.ended = True
             self._wake()
 
     async def read(self) -> bytes:
         """Returns all bytes that are there, waiting for some; b"" at the end; raises what `fail` was given."""
         while not self._chunks:
             if self.ended:
-                if self.error is not None:
-                    raise self.error
+                if self.failed:
+                    self._raise()
                 return b""
             if self.wanted is not None:
                 wanted, self.wanted = self.wanted, None
@@ -112,6 +114,14 @@ class Stream:
             finally:
                 self._waiter = None
         return self.take()
+
+    def _raise(self) -> None:
+        """Raises what the source failed with, and lets go of it: its traceback leads back here."""
+        error, self.error = self.error, None
+        try:
+            raise error or ConnectionAbortedError("this body has failed")
+        finally:
+            del error
 
     def take(self) -> bytes:
         """Returns all bytes that are there without waiting; b"" when there are none."""
@@ -130,7 +140,7 @@ class Stream:
     @property
     def drained(self) -> bool:
         """True when the clean end has been reached and every byte was read."""
-        return self.ended and self.error is None and not self._chunks
+        return self.ended and not self.failed and not self._chunks
 
     def close(self, error: BaseException | None = None) -> None:
         """The reader gives up: buffered bytes are dropped and the source is told, unless it had ended.
@@ -141,7 +151,7 @@ class Stream:
         held.size -= self.size
         self.size = 0
         if not self.ended:
-            self.ended = True
+            self.failed = self.ended = True
             self.error = error or ConnectionAbortedError("the reader of this body gave up")
             self._wake()
             if self._closed is not None:

@@ -295,6 +295,7 @@ class H1Protocol(asyncio.Protocol):
         self.listener.closed(self)
         if self._stream is not None:
             self._stream.fail(ConnectionResetError("the client went away"))
+            self._stream = None
         if self.drained is not None:
             self.drained.cancel()
             self.drained = None

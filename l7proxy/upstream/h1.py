@@ -127,6 +127,9 @@ class H1Connection(Expiring):
                 self._take_waiter()
                 self.abort()
             raise
+        finally:
+            # It holds the exception, and the exception's traceback holds this frame.
+            del waiter
         if self._tunnel:
             self._sender = self._loop.create_task(self._send(cast(Stream, body), False))
         return head, response_body

@@ -1,0 +1,94 @@
+"""Requests that end badly leave nothing that only the garbage collector could free: reloads freeze what is there."""
+
+import asyncio
+import gc
+from collections import Counter
+
+import pytest
+import uvloop
+
+from l7proxy.config.model import Inbound, Model, Resource, Sidecar
+from l7proxy.core.stats import Stats
+from l7proxy.proxy.app import make_app
+from l7proxy.proxy.control import Control
+from l7proxy.server.accept import Acceptor
+from l7proxy.server.hypercorn import bind
+from l7proxy.server.listener import Listener
+from l7proxy.telemetry.facade import Telemetry
+from l7proxy.telemetry.log import Log
+
+GIVEN_UP = {
+    "before the answer": b"GET /never HTTP/1.1\r\nHost: a\r\n\r\n",
+    "inside the answer": b"GET /part HTTP/1.1\r\nHost: a\r\n\r\n",
+    "inside the request": b"POST /never HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\nabc",
+}
+TIMES = 10
+
+
+class Application(asyncio.Protocol):
+    """Answers `/part` with a part of what it announces, and nothing else at all."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        if b"/part" in data:
+            self.transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\nabc")
+
+
+class Client(asyncio.Protocol):
+    """Sends a request and goes away as rudely as it can."""
+
+    def __init__(self, request: bytes) -> None:
+        self.request = request
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.write(self.request)
+        asyncio.get_running_loop().call_later(0.02, transport.abort)
+
+
+async def leftovers(request: bytes) -> Counter[str]:
+    """Returns the types of the objects that the collector finds after clients have given up."""
+    loop = asyncio.get_running_loop()
+    application = await loop.create_server(Application, "127.0.0.1", 0)
+    port = application.sockets[0].getsockname()[1]
+    spec = Sidecar(inbound=Inbound(listen="127.0.0.1:0", app=f"http://127.0.0.1:{port}"))
+    stats = Stats()
+    telemetry = Telemetry(stats, Log(stats, "/dev/null"))
+    control = Control(telemetry, Model(sidecar=Resource("Sidecar", "s", spec), version="1"))
+    listener = Listener("inbound", make_app(control.live, True), stats)
+    sockets = bind("127.0.0.1:0")
+    acceptor = Acceptor(listener, sockets)
+    address = sockets[0].getsockname()
+    try:
+        for collected in (False, True):
+            # The first round makes what is made once.
+            gc.collect()
+            if collected:
+                gc.disable()
+                gc.set_debug(gc.DEBUG_SAVEALL)
+            for _ in range(TIMES):
+                await loop.create_connection(lambda: Client(request), *address)
+            for _ in range(100):
+                await asyncio.sleep(0.02)
+                if not listener.connections and not control.live.active:
+                    break
+        gc.collect()
+        return Counter(f"{type(thing).__module__}.{type(thing).__name__}" for thing in gc.garbage)
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+        acceptor.close()
+        listener.close()
+        control.close()
+        application.close()
+        telemetry.close()
+
+
+@pytest.mark.parametrize("request_", GIVEN_UP.values(), ids=GIVEN_UP.keys())
+def test_a_client_that_gives_up_leaves_no_cycle(request_: bytes) -> None:
+    found = uvloop.run(leftovers(request_))
+    assert not {name: count for name, count in found.items() if count >= TIMES}
