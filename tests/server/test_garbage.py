@@ -3,6 +3,7 @@
 import asyncio
 import gc
 from collections import Counter
+from typing import cast
 
 import pytest
 import uvloop
@@ -29,8 +30,7 @@ class Application(asyncio.Protocol):
     """Answers `/part` with a part of what it announces, and nothing else at all."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         if b"/part" in data:
@@ -44,9 +44,9 @@ class Client(asyncio.Protocol):
         self.request = request
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        transport.write(self.request)
-        asyncio.get_running_loop().call_later(0.02, transport.abort)
+        connection = cast(asyncio.Transport, transport)
+        connection.write(self.request)
+        asyncio.get_running_loop().call_later(0.02, connection.abort)
 
 
 async def leftovers(request: bytes) -> Counter[str]:
