@@ -8,6 +8,7 @@ import hashlib
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from l7proxy.core.fields import FORMATS
 from l7proxy.core.peer import Peer
 from l7proxy.identity.refusal import Refused
 from l7proxy.identity.spiffe import parse
@@ -28,6 +29,16 @@ def peer_of(der: bytes) -> Peer:
             del _peers[next(iter(_peers))]
         peer = _peers[digest] = _parse(der, digest.hex())
     return peer
+
+
+def peer_named(identity: str) -> Peer:
+    """Returns the Peer of a certificate with this SPIFFE ID or DNS name and no other; raises ValueError if it is none."""
+    if not identity.startswith("spiffe://"):
+        return Peer(identity=identity, dns_names=(FORMATS["hostname"].parse(identity),))
+    spiffe = parse(identity)
+    if not spiffe.path:
+        raise ValueError(f"{identity} names a trust domain, not a workload")
+    return Peer(identity, spiffe.trust_domain, spiffe.namespace, spiffe.service_account, identity)
 
 
 def names_of(certificate: x509.Certificate) -> tuple[list[str], list[str]]:

@@ -18,6 +18,10 @@ _bio_read, _bio_write = openssl.bio_read, openssl.bio_write
 _get_error = openssl.get_error
 
 
+_MOST_WAITING = 16
+"""Pieces of a handshake that may wait for their turn before the rest is left in the kernel."""
+
+
 class Role(Protocol):
     """What one side of a handshake knows and is told."""
 
@@ -55,12 +59,8 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
     `timer` is what ends a handshake that takes too long. `peer` is who is at the other end, `protocol` what ALPN
     settled (b"" for nothing) and `server_name` the name that the client asked for. A connection that ends without a
     close_notify ends with ConnectionResetError, so that a body which ends with the connection cannot be cut short
-    unseen.
+    unseen. Once the handshake is done, `data_received` and `write` are closures: each request pays for both.
     """
-
-    __slots__ = ("role", "tcp", "handle", "peer", "protocol", "server_name", "resumed", "refusal", "context",
-                 "_timer", "_ssl", "_in", "_out", "_send", "_inner", "_receive", "_waiting", "_closing", "_ended",
-                 "_half", "_told")  # fmt: skip
 
     def __init__(self, role: Role, timer: asyncio.TimerHandle | None = None) -> None:
         super().__init__()
@@ -80,6 +80,8 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self._closing = False
         self._ended = False
         self._half = False
+        # Bytes that the record under way still lacks; 0 at the end of one, -1 where that is not known.
+        self._lacks = 0
         self._told = False
 
     # The protocol of the TCP transport.
@@ -91,13 +93,14 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             self.role.step(self)
 
     def data_received(self, data: bytes) -> None:
-        if self._waiting is not None:
-            self._waiting.append(data)
-            if len(self._waiting) == 1:
+        waiting = self._waiting
+        if waiting is not None:
+            waiting.append(data)
+            self._lacks = _missing(data, self._lacks)
+            if len(waiting) == 1:
                 self.role.step(self)
-            return
-        _bio_write(self._in, data, len(data))
-        self._read()
+            elif len(waiting) == _MOST_WAITING:
+                self.pause_reading()
 
     def eof_received(self) -> bool:
         return self._ended and self._half
@@ -117,6 +120,9 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
                 error = self.refusal
             elif error is None and not self._ended:
                 error = ConnectionResetError("the peer closed the connection without saying so in TLS")
+            # Without these cycles the memory goes with the connection, and not when somebody collects it.
+            self.__dict__.pop("data_received", None)
+            self.__dict__.pop("write", None)
             inner.connection_lost(error)
 
     def pause_writing(self) -> None:
@@ -130,17 +136,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
     # The transport of the inner protocol.
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        if self._closing or not data:
-            return
-        if data.__class__ is not bytes:
-            data = bytes(data)
-        if _ssl_write(self._ssl, data, len(data)) <= 0:
-            self._break()
-            return
-        size = _bio_read(self._out, BUFFER, SIZE)
-        self._send(VIEW[0:size])
-        if size == SIZE:
-            self._flush()
+        """Nothing can be written before the handshake or after the end."""
 
     def writelines(self, list_of_data: Any) -> None:
         self.write(b"".join(list_of_data))
@@ -149,6 +145,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         if self._closing or self.tcp is None:
             return
         self._closing = True
+        self.__dict__.pop("write", None)
         if self._inner is not None:
             self.handle.shut_down()
             self._flush()
@@ -188,7 +185,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         self._inner = cast(asyncio.Protocol, protocol)
-        self._receive = self._inner.data_received
+        self._bind(self._inner.data_received)
 
     def get_protocol(self) -> asyncio.BaseProtocol:
         return cast(asyncio.Protocol, self._inner)
@@ -224,6 +221,8 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             return
         for data in waiting:
             _bio_write(self._in, data, len(data))
+        if len(waiting) >= _MOST_WAITING:
+            self.resume_reading()
         waiting.clear()
         result = openssl.do_handshake(self._ssl)
         if result != 1:
@@ -252,9 +251,10 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             self._timer.cancel()
             self._timer = None
         self._inner = inner
-        self._receive = inner.data_received
+        self._bind(inner.data_received)
         inner.connection_made(self)
-        self._read()
+        # Requests may have come with the end of the handshake.
+        self.data_received(b"")
 
     def give_up(self, refusal: Refused) -> None:
         """Ends a handshake that is not done."""
@@ -262,26 +262,51 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             self._fail(refusal)
             self.abort()
 
-    def _read(self) -> None:
-        """Passes on everything that can be decrypted, in one piece."""
-        ssl = self._ssl
-        size = _ssl_read(ssl, BUFFER, SIZE)
-        data = b""
-        if size > 0:
-            data = VIEW[0:size]
+    def _bind(self, receive: Callable[[bytes], None]) -> None:
+        """Makes the closures that decrypt for `receive` and encrypt what is written."""
+        ssl, incoming, outgoing = self._ssl, self._in, self._out
+        send, flush, end, fail = self._send, self._flush, self._end, self._break
+        missing, self._lacks = self._lacks, -1
+
+        def data_received(data: bytes) -> None:
+            nonlocal missing
+            total = len(data)
+            _bio_write(incoming, data, total)
             size = _ssl_read(ssl, BUFFER, SIZE)
-            if size > 0:
-                pieces = [data]
-                while size > 0:
-                    pieces.append(VIEW[0:size])
-                    size = _ssl_read(ssl, BUFFER, SIZE)
-                data = b"".join(pieces)
-        # Asked before anything else happens: OpenSSL only remembers its last failure.
-        error = _get_error(ssl, size)
-        if data:
-            self._receive(data)
-        if error != WANT_READ:
-            self._end(error)
+            if size > 0 and missing == 0 and total > 5 and total == 5 + (data[3] << 8 | data[4]):
+                # One whole record, as nearly always: nothing else can be there.
+                receive(VIEW[0:size])
+                return
+            missing = _missing(data, missing)
+            pieces = []
+            while size > 0:
+                pieces.append(VIEW[0:size])
+                size = _ssl_read(ssl, BUFFER, SIZE)
+            # Asked before anything else happens: OpenSSL only remembers its last failure.
+            error = _get_error(ssl, size)
+            if pieces:
+                receive(b"".join(pieces))
+            if error != WANT_READ:
+                end(error)
+
+        def write(data: bytes | bytearray | memoryview) -> None:
+            if not data:
+                return
+            if data.__class__ is not bytes:
+                data = bytes(data)
+            if _ssl_write(ssl, data, len(data)) <= 0:
+                fail()
+                return
+            size = _bio_read(outgoing, BUFFER, SIZE)
+            send(VIEW[0:size])
+            if size == SIZE:
+                flush()
+
+        self.data_received = data_received  # type: ignore[method-assign]
+        self.write = write  # type: ignore[method-assign]
+        if self.tcp is not None:
+            # uvloop looks the method up once.
+            self.tcp.set_protocol(self)
 
     def _end(self, error: int) -> None:
         """Nothing more can be read: the peer said so, or what it sent makes no sense."""
@@ -317,3 +342,14 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             self._timer.cancel()
             self._timer = None
         self.role.failed(self, refusal)
+
+
+def _missing(data: bytes, missing: int) -> int:
+    """Returns how many bytes the last record in `data` lacks, given what was missing before it; -1 if unknown."""
+    if missing < 0:
+        return -1
+    total = len(data)
+    while missing + 5 <= total:
+        missing += 5 + (data[missing + 3] << 8 | data[missing + 4])
+    # A header that is cut in two says nothing about its record's length.
+    return missing - total if missing >= total else -1
