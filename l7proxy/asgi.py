@@ -86,6 +86,7 @@ class ForeignExchange:
     """What can be known of a request under a server that is not ours; see `core.exchange.Exchange`."""
 
     upgrade: bytes | None = None
+    write_now = None
     destination: tuple[str, int] | None = None
     serves: Callable[[bytes], bool] | None = None
 

@@ -53,6 +53,10 @@ class Exchange(Protocol):
     async def write(self, data: bytes) -> None:
         """Sends body bytes; returns when more may be sent."""
 
+    @property
+    def write_now(self) -> Callable[[bytes], bool] | None:
+        """Sends body bytes from a callback; returns False when the client has to catch up first. None: `write` only."""
+
     async def end(self, trailers: Headers | None = None) -> None:
         """Ends the body."""
 

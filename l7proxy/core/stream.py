@@ -28,7 +28,7 @@ class Stream:
     The source calls `feed`, then `end` or `fail`. The reader awaits `read` until it returns b"", after which `trailers`
     holds the trailer fields, if any. `consumed(n)` tells the source that the reader took n bytes; `closed()` that the
     reader gave up before the end. `wanted()`, if set, is called once when somebody first waits for bytes (that is when
-    `100 Continue` is due). A `sink` takes the bytes as they are fed, in place of the reader. `total` counts the bytes
+    `100 Continue` is due). `total` counts the bytes
     fed and `taken` those read; `source` is whatever must live as long as the stream.
     """
 
@@ -38,7 +38,7 @@ class Stream:
         "_closed",
         "_waiter",
         "wanted",
-        "sink",
+        "_sink",
         "source",
         "size",
         "total",
@@ -55,7 +55,7 @@ class Stream:
         self._closed = closed
         self._waiter: asyncio.Future[None] | None = None
         self.wanted: Callable[[], None] | None = None
-        self.sink: Callable[[bytes], None] | None = None
+        self._sink: Callable[[bytes], bool] | None = None
         self.size = 0
         self.total = 0
         self.taken = 0
@@ -74,11 +74,16 @@ class Stream:
         if self.ended:
             return
         self.total += len(data)
-        if self.sink is not None:
-            self.sink(data)
+        size = len(data)
+        if self._sink is not None:
+            self.taken += size
+            if not self._sink(data):
+                self._sink = None
+                self._wake()
+            if self._consumed is not None:
+                self._consumed(size)
             return
         self._chunks.append(data)
-        size = len(data)
         self.size += size
         held.size += size
         self._wake()
@@ -114,6 +119,20 @@ class Stream:
             finally:
                 self._waiter = None
         return self.take()
+
+    async def splice(self, write: Callable[[bytes], bool]) -> None:
+        """Hands bytes to `write` as they are fed, without a turn of the loop between.
+
+        Returns once `write` says that it is full (False), at the end, or at once when there is something to read.
+        """
+        if self._chunks or self.ended or self.wanted is not None:
+            return
+        self._sink = write
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = self._sink = None
 
     def _raise(self) -> None:
         """Raises what the source failed with, and lets go of it: its traceback leads back here."""

@@ -209,9 +209,17 @@ async def _pump(request: Request, response: Response, body: Stream, exchange: Ex
         await exchange.respond(response.status, headers, data)
         return
     await exchange.start(response.status, headers, data, trailers)
+    write_now = exchange.write_now
+
+    def pass_on(data: bytes) -> bool:
+        request.bytes_out += len(data)
+        return write_now is not None and write_now(data)
+
     while data := await body.read():
         request.bytes_out += len(data)
         await exchange.write(data)
+        if write_now is not None:
+            await body.splice(pass_on)
     fields = body.trailers if trailers else None
     if request.grpc:
         grpc.read_status(request, response.status, fields or headers)

@@ -130,15 +130,20 @@ class H1Exchange:
                 await connection.drained
 
     async def write(self, data: bytes) -> None:
+        if data and not self.write_now(data) and self.connection.drained is not None:
+            await self.connection.drained
+
+    def write_now(self, data: bytes) -> bool:
         connection = self.connection
+        if connection.transport is None:
+            return False
         if self._chunked:
-            data = encode_chunk(data) if data else b""
+            data = encode_chunk(data)
         elif self._left >= 0:
             data = self._bounded(data)
-        if data and connection.transport is not None:
+        if data:
             connection.write(data)
-            if connection.drained is not None:
-                await connection.drained
+        return connection.drained is None
 
     async def end(self, trailers: Headers | None = None) -> None:
         connection = self.connection

@@ -31,6 +31,7 @@ class H2Exchange:
     """
 
     version = "2"
+    write_now = None
     __slots__ = (
         "connection",
         "stream",

@@ -208,6 +208,10 @@ class H1Connection(Expiring):
 
     # Inside.
 
+    def _pass_on(self, data: bytes) -> bool:
+        self._write(data)
+        return self._drained is None and self.transport is not None
+
     def _write(self, data: bytes) -> None:
         self.sent += len(data)
         if self.transport is not None:
@@ -300,10 +304,13 @@ class H1Connection(Expiring):
     async def _send(self, stream: Stream, chunked: bool) -> None:
         """Pumps the request body to the upstream while the response may already be on its way."""
         try:
+            spliced = type(stream) is Stream and not chunked
             while data := await stream.read():
                 self._write(encode_chunk(data) if chunked else data)
                 if self._drained is not None:
                     await self._drained
+                if spliced:
+                    await stream.splice(self._pass_on)
             if chunked:
                 self._write(encode_last_chunk(stream.trailers))
             self._sending = False
