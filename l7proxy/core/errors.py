@@ -1,6 +1,6 @@
 """Every answer that the proxy makes itself: one table of codes, one exception that carries a code."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from l7proxy.core.headers import Headers
 
@@ -78,6 +78,9 @@ class ConfigError(Exception):
     def __init__(self, problems: list["Problem"]) -> None:
         self.problems = problems
         super().__init__("\n".join(map(str, problems)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ConfigError, (self.problems,)
 
 
 class Problem(NamedTuple):

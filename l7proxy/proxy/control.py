@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from hashlib import blake2b
 from typing import Any
 
@@ -16,6 +16,8 @@ from l7proxy.identity.contexts import Identity
 from l7proxy.proxy.compile import Compiler
 from l7proxy.proxy.snapshot import Live, Snapshot
 from l7proxy.telemetry.facade import Telemetry, resource
+
+_REJECTED = ("l7proxy_config_rejected_total", "Configurations that were refused")
 
 
 class Control:
@@ -30,13 +32,14 @@ class Control:
         self.keep = Keep()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._lock = asyncio.Lock()
+        self._prepared: Snapshot | None = None
         self._compiler = Compiler(telemetry, self.keep, random.Random(), self.spawn)
         stats = telemetry.stats
         self._version = stats.gauge(
             "l7proxy_config_version", "A number that stands for the live configuration: the same for the same content"
         )
         self._since = stats.gauge("l7proxy_config_live_since_seconds", "When the live configuration went live")
-        self._rejected = stats.counter("l7proxy_config_rejected_total", "Configurations that were refused")
+        stats.counter(*_REJECTED)
         self._accepted = stats.counter("l7proxy_config_accepted_total", "Configurations that went live")
         snapshot = finish(self._compiler.steps(model))
         self.live = Live(snapshot, self._refused, self._failed)
@@ -49,47 +52,45 @@ class Control:
 
     async def apply(self, model: Model) -> None:
         """Makes `model` live, a slice of work at a time; raises ConfigError and changes nothing when it cannot be."""
-        async with self._lock:
-            if model.version == self.snapshot.version:
-                return
-            try:
-                snapshot = await between(self._compiler.steps(model))
-            except BaseException:
-                self._compiler.rollback()
-                raise
+        if model.version != self.snapshot.version:
+            await self.prepare(model)
+            await self.commit()
+
+    async def prepare(self, model: Model) -> None:
+        """Does all of `apply` that can fail; `commit` or `rollback` must follow."""
+        await self._lock.acquire()
+        try:
+            self._prepared = await between(self._compiler.steps(model))
+        except BaseException:
+            self.rollback()
+            raise
+
+    async def commit(self) -> None:
+        """Makes live what was prepared."""
+        snapshot, self._prepared = self._prepared, None
+        assert snapshot is not None
+        try:
             before = self.snapshot
             await between(self._swap(snapshot))
             leftovers = _dismantle(before)
             del before
             await between(leftovers)
+        finally:
+            self._lock.release()
+
+    def rollback(self) -> None:
+        """Gives up what was prepared."""
+        self._prepared = None
+        self._compiler.rollback()
+        self._lock.release()
 
     async def follow(self, source: Source) -> None:
         """Applies what the source yields, and tells it and the log how that went."""
-        async for model in source.updates():
-            version = ""
-            try:
-                if isinstance(model, ConfigError):
-                    raise model
-                version = model.version
-                for warning in model.warnings:
-                    self.telemetry.log("warning", "configuration", message=str(warning))
-                await self.apply(model)
-            except ConfigError as error:
-                self.reject(error)
-                source.reject(version, error)
-            else:
-                source.accept(version)
+        await follow(source, self.apply, self.telemetry)
 
     def identities(self) -> list[Identity]:
         """Returns every certificate that is in use."""
         return self._compiler.identities.live()
-
-    def reject(self, error: ConfigError) -> None:
-        """Counts and logs a configuration that cannot be used; the live one goes on."""
-        self._rejected.value += 1
-        for problem in error.problems:
-            self.telemetry.log("error", "configuration rejected", file=problem.file, line=problem.line,
-                               message=str(problem))  # fmt: skip
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
         """Runs work that outlives a request; `close` ends it."""
@@ -126,6 +127,30 @@ class Control:
     def _failed(self, request: Request, error: Exception) -> None:
         route = request.route.name if request.route is not None else ""
         self.telemetry.log("error", "policy failed", route=route, error=f"{type(error).__name__}: {error}")
+
+
+async def follow(source: Source, apply: Callable[[Model], Awaitable[None]], telemetry: Telemetry) -> None:
+    """Applies what a source yields, and tells it, the metrics and the log how that went."""
+    rejected = telemetry.stats.counter(*_REJECTED)
+    async for model in source.updates():
+        version = ""
+        try:
+            if isinstance(model, ConfigError):
+                raise model
+            version = model.version
+            for warning in model.warnings:
+                telemetry.log("warning", "configuration", message=str(warning))
+            await apply(model)
+        except ConfigError as error:
+            # The live one goes on.
+            rejected.value += 1
+            for problem in error.problems:
+                telemetry.log(
+                    "error", "configuration rejected", file=problem.file, line=problem.line, message=str(problem)
+                )
+            source.reject(version, error)
+        else:
+            source.accept(version)
 
 
 def _dismantle(before: Snapshot) -> Steps[None]:

@@ -6,6 +6,7 @@ served as before: who routes to us hears of the end later than we do.
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
 from msgspec import Struct
@@ -13,10 +14,10 @@ from msgspec import Struct
 from l7proxy.config.model import Sidecar
 from l7proxy.core.exchange import Exchange
 from l7proxy.server.listener import Listener
-from l7proxy.server.listeners import Listeners
+from l7proxy.server.listeners import TRAFFIC, Listeners
 
 _TICK = 0.05
-_TOLD = 10
+TOLD = 10
 """Requests that are named in a report."""
 _LAST_WORDS = 0.1
 """Seconds for the last answers to leave."""
@@ -37,20 +38,29 @@ class Report(Struct):
     requests: list[str] = []
 
 
-class Drain:
-    """The drain of one process: `begin` asks clients to leave, `run` waits for them as long as the grace period lasts.
+async def patience(idle: Callable[[], Awaitable[bool]], hurry: asyncio.Event, grace: float) -> str:
+    """Returns "" once nothing is left to do, or says what came before that."""
+    until = time.monotonic() + grace
+    while not hurry.is_set():
+        if await idle():
+            return ""
+        if time.monotonic() >= until:
+            return "the grace period was over"
+        await asyncio.sleep(_TICK)
+    return "a second signal"
 
-    `impatient` means that somebody waits for the end: it comes as soon as no request is under way and no client that
-    has been told to leave remains.
-    """
+
+class Drain:
+    """The drain of one process: `begin` asks clients to leave, `finish` cuts those who are still here."""
 
     def __init__(self, listeners: Listeners, spec: Sidecar) -> None:
         self._all = listeners
         self._spec = spec
-        self._hurry = asyncio.Event()
         self._began = 0.0
         self._before = 0
-        self._why = ""
+        self._quiet = spec.drain.quiet
+        self._accepted = 0.0
+        self._came = 0.0
 
     @property
     def _listeners(self) -> list[Listener]:
@@ -65,62 +75,50 @@ class Drain:
         """Asks clients to leave, and goes on serving them."""
         if not self.began:
             self._began = time.monotonic()
-            self._before = self._answered()
+            self._before = sum(listener.answered for listener in self._listeners)
             for listener in self._listeners:
                 listener.drain()
 
-    def hurry(self, why: str) -> None:
-        """Ends the patience now."""
-        self._why = self._why or why
-        self._hurry.set()
+    def expect_nobody(self) -> None:
+        """No client will come any more: the end need not wait for any, nor for the application."""
+        self._quiet = 0.0
 
-    async def run(self, impatient: bool = False) -> Report:
-        """Returns once nothing is left to do, or what is left has been cut."""
-        self.begin()
-        started = time.monotonic()
-        drain = self._spec.drain
-        quiet = 0.0 if impatient else drain.quiet
-        accepted, came = self._accepted(), started
-        if impatient:
-            for listener in self._listeners:
-                listener.patience = 0.0
-                listener.drain()
-        while not self._hurry.is_set():
-            now = time.monotonic()
-            if now - started >= drain.grace:
-                self._why = "the grace period was over"
-                break
-            if accepted != (accepted := self._accepted()):
-                came = now
-            if (
-                not any(listener.connections for listener in self._listeners)
-                and now - came >= quiet
-                and (not quiet or await self._app_gone())
-            ):
-                break
-            await asyncio.sleep(_TICK)
-        return await self._end(started)
+    def press(self) -> None:
+        """Somebody waits for the end: connections without a request are closed, and no client is waited for."""
+        self.expect_nobody()
+        for listener in self._listeners:
+            listener.patience = 0.0
+            listener.drain()
 
-    async def _end(self, started: float) -> Report:
-        report = Report(round(time.monotonic() - started, 3), self._answered() - self._before)
+    async def idle(self) -> bool:
+        """Says whether nothing is left to do."""
+        accepted = sum(listener.accepted.value for listener in self._listeners)
+        now = time.monotonic()
+        if accepted != self._accepted:
+            self._accepted, self._came = accepted, now
+        if any(listener.connections for listener in self._listeners):
+            return False
+        if not self._quiet:
+            return True
+        return now - self._began >= self._quiet and now - self._came >= self._quiet and await self._app_gone()
+
+    async def finish(self, why: str) -> Report:
+        """Cuts what is left, and tells what became of all."""
+        report = Report(round(time.monotonic() - self._began, 3))
+        report.finished = sum(listener.answered for listener in self._listeners) - self._before
+        self._all.stop_accepting(TRAFFIC)
         for listener in self._listeners:
             for connection in list(listener.connections):
                 report.connections_closed += 1
                 for exchange in connection.exchanges:
                     report.cut += 1
-                    if len(report.requests) < _TOLD:
+                    if len(report.requests) < TOLD:
                         report.requests.append(_name(listener, exchange))
                 connection.cut("draining")
         if report.cut:
-            report.why = self._why
+            report.why = why
             await asyncio.sleep(_LAST_WORDS)
         return report
-
-    def _accepted(self) -> float:
-        return sum(listener.accepted.value for listener in self._listeners)
-
-    def _answered(self) -> int:
-        return sum(listener.answered for listener in self._listeners)
 
     async def _app_gone(self) -> bool:
         """Says whether nobody is left who might call others through us."""

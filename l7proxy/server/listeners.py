@@ -1,7 +1,7 @@
 """The listening addresses of one process by name: `inbound` and `outbound` carry traffic, others serve operators."""
 
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 
 from l7proxy.config.model import Http2Limits, Sidecar
@@ -90,14 +90,15 @@ class Listeners:
             acceptor = Acceptor(listener, sockets, busy=busy)
         self._acceptors[name] = acceptor
 
-    def stop_accepting(self) -> None:
-        """Closes the listening sockets; connections live on."""
-        for acceptor in self._acceptors.values():
-            acceptor.close()
+    def stop_accepting(self, names: Iterable[str]) -> None:
+        """Closes listening sockets; connections live on."""
+        for name in names:
+            if name in self._acceptors:
+                self._acceptors[name].close()
 
     def close(self) -> None:
         """Ends everything."""
-        self.stop_accepting()
+        self.stop_accepting(self._acceptors)
         for listener in self.all.values():
             listener.close()
 

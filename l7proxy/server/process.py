@@ -11,14 +11,12 @@ from l7proxy.core.handler import Source
 from l7proxy.core.stats import Stats
 from l7proxy.core.stream import held
 from l7proxy.proxy.control import Control
-from l7proxy.server.drain import Drain, Report
+from l7proxy.server.drain import Drain, Report, patience
 from l7proxy.server.hosting import hosted
 from l7proxy.server.listeners import TRAFFIC, Listeners, Sockets
 from l7proxy.server.view import View
 from l7proxy.telemetry.facade import Telemetry
 from l7proxy.telemetry.log import Log
-
-ENDINGS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Process:
@@ -73,17 +71,7 @@ async def serve(process: Process, source: Source | None) -> None:
     """Runs the only process of a sidecar until a signal ends it."""
     loop = asyncio.get_running_loop()
     log = process.telemetry.log
-    ending: asyncio.Future[bool] = loop.create_future()
-
-    def end(number: int) -> None:
-        if ending.done():
-            process.drain.hurry("a second signal")
-        else:
-            # Who presses Ctrl-C waits for it, and routes nothing to us.
-            ending.set_result(number == signal.SIGINT)
-
-    for number in ENDINGS:
-        loop.add_signal_handler(number, end, number)
+    endings = Endings(loop)
     loop.add_signal_handler(signal.SIGUSR1, process.telemetry.reopen)
     if source is not None:
         process.control.spawn(process.control.follow(source))
@@ -93,9 +81,34 @@ async def serve(process: Process, source: Source | None) -> None:
     process.start()
     for name, address in process.listeners.addresses().items():
         log("info", "listening", listener=name, address=address)
-    impatient = await ending
-    tell(log, await process.drain.run(impatient))
+    await endings.first.wait()
+    drain = process.drain
+    drain.begin()
+    if endings.interactive:
+        drain.press()
+    why = await patience(drain.idle, endings.second, process.control.snapshot.model.sidecar.spec.drain.grace)
+    tell(log, await drain.finish(why))
     await process.close()
+
+
+class Endings:
+    """The signals that end the process: the first begins the end, the second cuts it short.
+
+    Who presses Ctrl-C (`interactive`) waits for the end, and routes nothing to us.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.first = asyncio.Event()
+        self.second = asyncio.Event()
+        self.interactive = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._came, number)
+
+    def _came(self, number: int) -> None:
+        if self.first.is_set():
+            self.second.set()
+        self.first.set()
+        self.interactive = number == signal.SIGINT
 
 
 def tell(log: Log, report: Report) -> None:

@@ -12,7 +12,6 @@ from l7proxy.identity.material import Material
 from l7proxy.identity.report import certificates
 from l7proxy.proxy.control import Control
 from l7proxy.server.drain import Drain
-from l7proxy.telemetry.log import Log
 
 
 class View:
@@ -23,12 +22,14 @@ class View:
         self._drain = drain
 
     @property
-    def stats(self) -> Stats:
-        return self._control.telemetry.stats
+    def level(self) -> str:
+        return self._control.telemetry.log.level
 
-    @property
-    def log(self) -> Log:
-        return self._control.telemetry.log
+    def set_level(self, level: str) -> None:
+        self._control.telemetry.log.level = level
+
+    async def collect(self) -> Stats:
+        return self._control.telemetry.stats
 
     @property
     def target(self) -> Mapping[str, str]:

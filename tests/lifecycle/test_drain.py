@@ -1,4 +1,4 @@
-"""SIGTERM: nobody loses a request, the end comes when nothing is left to do, and its last line says what became of all."""
+"""SIGTERM: nobody loses a request, the end comes when nothing is left to do, and its last line tells all."""
 
 import json
 import signal
