@@ -31,7 +31,6 @@ class H2Exchange:
     """
 
     version = "2"
-    write_now = None
     __slots__ = (
         "connection",
         "stream",
@@ -190,6 +189,14 @@ class H2Exchange:
 
     async def write(self, data: bytes) -> None:
         await self._send(data, False)
+
+    def write_now(self, data: bytes) -> bool:
+        connection = self.connection
+        self.touched = connection.listener.now
+        if self._left >= 0:
+            data = self._bounded(data, False)
+        connection.flush_soon()
+        return connection.session.send_data(self.stream, data)
 
     async def end(self, trailers: Headers | None = None) -> None:
         if trailers is None:

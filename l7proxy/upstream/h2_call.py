@@ -238,11 +238,16 @@ class H2Call:
             self.fail(error)
             self.cancel()
 
+    def _pass_on(self, data: bytes) -> bool:
+        self.connection.flush_soon()
+        return self.connection.session.send_data(self.stream, data)
+
     async def _send(self, body: Stream) -> None:
         """Pumps the request body to the upstream while the response may already be on its way."""
         connection = self.connection
         session = connection.session
         stream = self.stream
+        spliced = type(body) is Stream
         try:
             while data := await body.read():
                 sent = session.send_data(stream, data)
@@ -250,6 +255,8 @@ class H2Call:
                 if not sent:
                     self._writable = connection.loop.create_future()
                     await self._writable
+                if spliced:
+                    await body.splice(self._pass_on)
             session.send_trailers(stream, body.trailers or [])
             connection.flush_soon()
             if self._sent is not None:

@@ -64,6 +64,11 @@ class Tunnel(Expiring):
 
     # Inside.
 
+    def _pass_on(self, data: bytes) -> bool:
+        if self._transport is not None:
+            self._transport.write(data)
+        return self._drained is None and self._transport is not None
+
     async def _send(self, body: Stream) -> None:
         try:
             while data := await body.read():
@@ -72,6 +77,7 @@ class Tunnel(Expiring):
                 self._transport.write(data)
                 if self._drained is not None:
                     await self._drained
+                await body.splice(self._pass_on)
             if self._transport is not None and self._transport.can_write_eof():
                 self._transport.write_eof()
         except Exception:
