@@ -209,7 +209,8 @@ async def _pump(request: Request, response: Response, body: Stream, exchange: Ex
         await exchange.respond(response.status, headers, data)
         return
     await exchange.start(response.status, headers, data, trailers)
-    write_now = exchange.write_now
+    # A stream that is made of another one is read, not fed.
+    write_now = exchange.write_now if type(body) is Stream else None
 
     def pass_on(data: bytes) -> bool:
         request.bytes_out += len(data)
