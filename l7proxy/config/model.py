@@ -64,9 +64,9 @@ class Service(Part, frozen=True):
 
 
 class Tls(Part, frozen=True):
-    """Certificates: files, or the SPIFFE Workload API."""
+    """Certificates: files, the SPIFFE Workload API, or a development CA."""
 
-    at_most_one = (("cert", "spiffe"), ("key", "spiffe"))
+    at_most_one = (("cert", "spiffe", "dev"), ("key", "spiffe", "dev"), ("ca", "dev"))
 
     cert: Annotated[File | None, doc("The certificate chain, leaf first (PEM).")] = None
     key: Annotated[File | None, doc("The private key of the leaf (PEM).")] = None
@@ -75,6 +75,13 @@ class Tls(Part, frozen=True):
     spiffe: Annotated[
         Annotated[str, Meta(pattern="^unix:/.+$")] | None,
         doc("The socket of the SPIFFE Workload API, in place of files."),
+    ] = None
+    dev: Annotated[
+        Annotated[str, Meta(pattern="^[a-z0-9._-]{1,255}$")] | None,
+        doc(
+            "A trust domain whose CA is made on the spot, in `~/.local/state/l7proxy`: all sidecars of this user trust "
+            "each other, as `spiffe://DOMAIN/ns/NAMESPACE/sa/NAME` of their service. For laptops, never for production."
+        ),
     ] = None
     trust_domains: Annotated[
         tuple[str, ...], doc("Trust domains of peers that are accepted beside that of our own certificate.")

@@ -3,6 +3,8 @@
 import datetime
 import ipaddress
 import os
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -59,6 +61,19 @@ class DevCa:
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             raise ValueError(f"{folder / 'ca.key'} is not the key of a dev CA")
         return cls(x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes()), key, trust_domain)
+
+    @classmethod
+    def open(cls, folder: Path, trust_domain: str) -> "DevCa":
+        """Reads the authority in `folder`, or makes it; whoever comes second takes what the first has made."""
+        if not folder.exists():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+            cls.make(trust_domain).save(draft)
+            try:
+                os.rename(draft, folder)
+            except OSError:
+                shutil.rmtree(draft)
+        return cls.load(folder, trust_domain)
 
     def save(self, folder: Path) -> None:
         """Writes `ca.crt` and `ca.key`."""

@@ -131,22 +131,26 @@ class FileSource:
             take(found)
 
 
+def dev_folder(trust_domain: str) -> Path:
+    """Returns where this user's development CA of a trust domain is kept."""
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "l7proxy" / trust_domain
+
+
 class DevSource:
     """A leaf of the development CA in `folder`, which is made if there is none; renewed at half of its life."""
 
     def __init__(
-        self, folder: str, spiffe_id: str, lifetime: datetime.timedelta = datetime.timedelta(hours=24)
+        self, folder: Path, spiffe_id: str, lifetime: datetime.timedelta = datetime.timedelta(hours=24)
     ) -> None:
-        self._folder = Path(folder)
+        self._folder = folder
         self._id = spiffe_id
         self._lifetime = lifetime
 
     def first(self) -> Material:
         domain = self._id.removeprefix("spiffe://").partition("/")[0]
         try:
-            if not (self._folder / "ca.crt").exists():
-                DevCa.make(domain).save(self._folder)
-            ca = DevCa.load(self._folder, domain)
+            ca = DevCa.open(self._folder, domain)
             certificate, key = ca.issue(self._id, ["localhost", "127.0.0.1"], self._lifetime)
         except (OSError, ValueError) as error:
             raise BadMaterial([(str(self._folder), f"cannot be used as a dev CA: {error}")]) from None

@@ -15,7 +15,7 @@ from l7proxy.identity.contexts import Identity
 from l7proxy.identity.material import BadMaterial, Material
 from l7proxy.identity.openssl import Version
 from l7proxy.identity.report import check, count_expiry, forget_expiry
-from l7proxy.identity.sources import CertificateSource, Files, FileSource
+from l7proxy.identity.sources import CertificateSource, DevSource, Files, FileSource, dev_folder
 from l7proxy.telemetry.facade import Telemetry
 
 Spawn = Callable[[Coroutine[Any, Any, Any]], None]
@@ -85,11 +85,11 @@ class Identities:
         if tls is None or tls.mode == "DISABLE":
             return None
         where = sidecar.where("spec.inbound.tls")
-        if tls.spiffe is None and (tls.cert is None or tls.ca is None):
+        if not (tls.spiffe or tls.dev) and (tls.cert is None or tls.ca is None):
             missing = "cert and key" if tls.cert is None else "ca"
-            raise ConfigError([Problem(*where, f"inbound.tls: mode {tls.mode} needs {missing}, or spiffe")])
+            raise ConfigError([Problem(*where, f"inbound.tls: mode {tls.mode} needs {missing}, or spiffe or dev")])
         return InboundIdentity(
-            self._identity("inbound", tls, where),
+            self._identity("inbound", tls, sidecar, where),
             tls.mode == "STRICT",
             tls.mode == "PERMISSIVE",
             tls.min_version,
@@ -101,7 +101,7 @@ class Identities:
         if spec.tls is None:
             return None
         tls = _inherited(spec.tls, sidecar.spec.inbound.tls if sidecar.spec.inbound is not None else None)
-        identity = self._identity(f"upstream/{name}", tls, where)
+        identity = self._identity(f"upstream/{name}", tls, sidecar, where)
         expected = Expected(spec.tls.identity or host, spec.tls.sni or ("" if _is_address(host) else host))
         protocols = ALPN[spec.protocol]
         key = ("client tls", id(identity), expected, protocols, tls.min_version)
@@ -111,11 +111,13 @@ class Identities:
         """Returns every identity of the live configuration."""
         return [kept.identity for kept in self._keep.of(Followed)]
 
-    def _identity(self, name: str, tls: Tls, where: Where) -> Identity:
-        key = ("identity", tls.cert, tls.key, tls.ca, tls.crl, tls.spiffe, tls.trust_domains)
+    def _identity(self, name: str, tls: Tls, sidecar: Resource[Any], where: Where) -> Identity:
+        service = sidecar.spec.service
+        own = f"spiffe://{tls.dev}/ns/{service.namespace}/sa/{service.name}" if tls.dev else ""
+        key = ("identity", tls.cert, tls.key, tls.ca, tls.crl, tls.spiffe, own, tls.trust_domains)
 
         def make() -> Followed:
-            return Followed(name, _source(tls), tls, self._telemetry, self._spawn)
+            return Followed(name, _source(tls, own), tls, self._telemetry, self._spawn)
 
         try:
             return self._keep.get(key, make).identity
@@ -134,13 +136,15 @@ def problems(model: Model) -> list[Problem]:
     blocks += [(document.spec.tls, document.where("spec.tls")) for document in model.upstreams.values()]
     found = []
     for tls, where in blocks:
-        if tls is not None and tls.spiffe is None and not (isinstance(tls, InboundTls) and tls.mode == "DISABLE"):
+        if tls is not None and not tls.spiffe and not (isinstance(tls, InboundTls) and tls.mode == "DISABLE"):
             files = Files(tls.cert, tls.key, tls.ca, tls.crl)
             found += [Problem(*where, f"{problem.file}: {problem.message}") for problem in check(files)]
     return found
 
 
-def _source(tls: Tls) -> CertificateSource:
+def _source(tls: Tls, own: str) -> CertificateSource:
+    if tls.dev is not None:
+        return DevSource(dev_folder(tls.dev), own)
     if tls.spiffe is None:
         return FileSource(Files(tls.cert, tls.key, tls.ca, tls.crl))
     from l7proxy.identity.workload import WorkloadSource
@@ -150,10 +154,10 @@ def _source(tls: Tls) -> CertificateSource:
 
 def _inherited(tls: UpstreamTls, inbound: InboundTls | None) -> Tls:
     """Returns the block with what it does not name taken from the inbound listener's."""
-    if inbound is None or tls.spiffe is not None:
+    if inbound is None or tls.spiffe or tls.dev:
         return tls
     if tls.cert is None:
-        tls = structs.replace(tls, cert=inbound.cert, key=inbound.key, spiffe=inbound.spiffe)
+        tls = structs.replace(tls, cert=inbound.cert, key=inbound.key, spiffe=inbound.spiffe, dev=inbound.dev)
     if tls.ca is None:
         tls = structs.replace(tls, ca=inbound.ca, crl=tls.crl or inbound.crl)
     if not tls.trust_domains:

@@ -8,7 +8,10 @@ import pytest
 
 from l7proxy.identity.report import check
 from l7proxy.identity.sources import Files
+from tests.conftest import StartServer, StartSidecar
 from tests.identity.pki import DAY, NOW, ORDERS, WEB, Authority, Pair, save
+from tests.support.client import Client
+from tests.support.sidecar import route, upstream
 
 
 def l7proxy(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -85,7 +88,10 @@ def test_strict_without_a_certificate_is_a_mistake(tmp_path: Path) -> None:
         "spec:\n  inbound:\n    app: http://127.0.0.1:1\n    tls: {mode: STRICT}\n"
     )
     ran = l7proxy("check", str(config))
-    assert (ran.returncode, ran.stderr) == (1, f"{config}:7: inbound.tls: mode STRICT needs cert and key, or spiffe\n")
+    assert (ran.returncode, ran.stderr) == (
+        1,
+        f"{config}:7: inbound.tls: mode STRICT needs cert and key, or spiffe or dev\n",
+    )
 
 
 def test_certs_dev_makes_what_a_sidecar_takes(tmp_path: Path) -> None:
@@ -109,3 +115,24 @@ def test_certs_dev_refuses_what_is_no_spiffe_id(wrong: str, tmp_path: Path) -> N
     ran = l7proxy("certs", "dev", "--out", str(tmp_path / "certs"), wrong)
     assert ran.returncode == 1
     assert ran.stderr.startswith("l7proxy certs: ")
+
+
+def test_two_sidecars_of_one_user_trust_each_other_without_a_file(
+    sidecar: StartSidecar, serve: StartServer, tmp_path: Path
+) -> None:
+    home = {"XDG_STATE_HOME": str(tmp_path / "state")}
+    service = {"namespace": "shop", "mesh": "demo"}
+    tls = {"dev": "laptop"}
+    allow = {"authorization": {"allow": [{"identities": ["spiffe://laptop/ns/shop/sa/web"]}]}}
+    orders = sidecar(
+        route("orders", policies=allow), app=serve().address, env=home, service={"name": "orders", **service},
+        inbound={"tls": tls},
+    )  # fmt: skip
+    web = sidecar(
+        upstream("orders", orders.inbound, tls={"dev": "laptop", "identity": "spiffe://laptop/ns/shop/sa/orders"}),
+        route("to-orders", direction="outbound", hosts=["orders"], upstream="orders"),
+        env=home, service={"name": "web", **service},
+    )  # fmt: skip
+    with Client(web.outbound) as client:
+        assert client.get("/", "orders").status == 200
+    assert (tmp_path / "state" / "l7proxy" / "laptop" / "ca.key").stat().st_mode & 0o077 == 0
