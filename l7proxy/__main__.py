@@ -10,6 +10,7 @@ from l7proxy import __version__
 VERBS = {
     "run": "run the sidecar",
     "check": "check a configuration and name every mistake",
+    "explain": "say what becomes of a request, and why",
     "schema": "print the JSON Schema of the configuration",
     "demo": "run two services with a sidecar each",
     "certs": "make certificates for a laptop or a demo",

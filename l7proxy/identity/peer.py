@@ -32,7 +32,7 @@ def peer_of(der: bytes) -> Peer:
 
 
 def peer_named(identity: str) -> Peer:
-    """Returns the Peer of a certificate with this SPIFFE ID or DNS name and no other; raises ValueError if it is none."""
+    """Returns the Peer of a certificate with this one SPIFFE ID or DNS name; raises ValueError for what is neither."""
     if not identity.startswith("spiffe://"):
         return Peer(identity=identity, dns_names=(FORMATS["hostname"].parse(identity),))
     spiffe = parse(identity)

@@ -13,13 +13,14 @@ from l7proxy.config.model import APP, Inbound, Match, Model, Resource, Sidecar, 
 from l7proxy.config.model import Route as RouteSpec
 from l7proxy.core.errors import ConfigError, Problem
 from l7proxy.core.extras import MissingExtra
-from l7proxy.core.handler import Build, Handler, Keep, RouteInfo
+from l7proxy.core.handler import Build, Filter, Handler, Keep, RouteInfo
 from l7proxy.core.slices import Steps, drained
 from l7proxy.filters.authorization import guard
 from l7proxy.filters.authorizer import Authorizer
 from l7proxy.filters.retry import Retry
 from l7proxy.proxy import targets
 from l7proxy.proxy.clusters import Clusters
+from l7proxy.proxy.egress import NAME as EGRESS
 from l7proxy.proxy.egress import Egress
 from l7proxy.proxy.forwarding import Forwarding
 from l7proxy.proxy.identities import Identities, InboundIdentity
@@ -61,6 +62,7 @@ class Compiler:
         keep: Keep,
         random: Random,
         spawn: Callable[[Coroutine[Any, Any, Any]], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._telemetry = telemetry
         self._stats = telemetry.stats
@@ -68,6 +70,7 @@ class Compiler:
         self._keep = keep
         self._random = random
         self._spawn = spawn
+        self._clock = clock
         self._log = telemetry.log
         self.identities = Identities(telemetry, keep, spawn)
         self._clusters = Clusters(self._stats, self._metrics, keep, random, self.identities)
@@ -119,11 +122,11 @@ class Compiler:
         strict[True] |= bool(model.others) or slashes == "REJECT"
         fallback = None
         if APP in self._specs and not rules[True]:
-            fallback = Target(self._plain("", True, self._specs[APP][1].send), "/")
+            fallback = Target(self._plain("", True, self.end(APP, self._specs[APP][1].send)), "/")
         anywhere = None
         if outbound is not None and outbound.policy == "ALLOW_ANY":
             egress = keep.get(("egress",), lambda: Egress(self._stats, self._metrics, self._random))
-            anywhere = Target(self._plain("", False, egress.send), "/")
+            anywhere = Target(self._plain("", False, self.end(EGRESS, egress.send)), "/")
         forwarding = _forwarding(inbound, tls)
         snapshot = Snapshot(
             version=model.version,
@@ -221,14 +224,15 @@ class Compiler:
         spec = resource.spec
         info = RouteInfo(resource.name, spec.direction == "inbound", resource.file, resource.line)
         if spec.redirect is not None:
-            handle = targets.redirect(spec.redirect)
+            handle = self.end("", targets.redirect(spec.redirect))
         elif spec.direct_response is not None:
-            handle = targets.direct(spec.direct_response)
+            handle = self.end("", targets.direct(spec.direct_response))
         elif len(clusters) == 1:
-            handle = clusters[0].send
+            handle = self.end(clusters[0].name, clusters[0].send)
         else:
             weights = [backend.weight for backend in spec.split]
-            handle = targets.split(list(zip([c.send for c in clusters], weights, strict=True)), self._random)
+            ends = [self.end(cluster.name, cluster.send) for cluster in clusters]
+            handle = targets.split(list(zip(ends, weights, strict=True)), self._random)
         policies = list(spec.policies)
         if clusters and not any(isinstance(policy, Retry) for policy in policies):
             # Nothing was sent when a connection could not be opened: that much is retried by default.
@@ -238,7 +242,7 @@ class Compiler:
         self._serial += 1
         retired = self._keep.get(("retired", self._serial), _Retired)
         for policy in reversed(policies):
-            handle = policy.wrap(handle, self._build(info, resource, policy.name, retired))
+            handle = self.wrap(policy, handle, self._build(info, resource, policy.name, retired))
         handle = self._guarded(handle, self._build(info, resource, "", retired))
         return Route(
             resource.name,
@@ -259,8 +263,20 @@ class Compiler:
         """A route that no document describes."""
         info = RouteInfo(name, inbound)
         build = self._build(info, None, "retry", self._keep.get(("retired", name, inbound), _Retired))
-        handle = self._guarded(Retry().wrap(handle, build), build)
+        handle = self._guarded(self.wrap(Retry(), handle, build), build)
         return Route(name, handle, self._metrics.route(self._keep, name, inbound))
+
+    def wrap(self, policy: Filter, inner: Handler, build: Build) -> Handler:
+        """Returns the handler of one policy around `inner`; `explain` looks on here."""
+        return policy.wrap(inner, build)
+
+    def end(self, upstream: str, handle: Handler) -> Handler:
+        """Returns the innermost handler, of an upstream or of the route's own answer (""); `explain` stops here."""
+        return handle
+
+    def aside(self, upstream: str, handle: Handler) -> Handler:
+        """Returns the handler for what a policy itself asks of an upstream; `explain` asks nothing."""
+        return handle
 
     def _guard_with(self, model: Model) -> None:
         """Takes the AuthorizationPolicies that hold for every inbound route beside the route's own rules."""
@@ -291,9 +307,9 @@ class Compiler:
             info,
             self._stats,
             self._keep,
-            time.monotonic,
+            self._clock,
             self._random,
-            lambda name: self._cluster(name).send,
+            lambda name: self.aside(name, self._cluster(name).send),
             self._spawn,
             retired.actions.append,
             self._log,

@@ -1,0 +1,142 @@
+"""`l7proxy explain`: what a configuration does with one request, and why."""
+
+import argparse
+import asyncio
+import sys
+
+import msgspec
+
+from l7proxy.config.load import load
+from l7proxy.config.model import Model
+from l7proxy.core.errors import ConfigError
+from l7proxy.core.fields import show_duration
+from l7proxy.core.slices import finish
+from l7proxy.proxy.decision import Question
+from l7proxy.proxy.explain import explaining
+from l7proxy.proxy.explanation import Explanation, Timeouts
+
+_MADE = ("x-request-id", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host")
+"""Fields that every request gets on the way."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds this verb's arguments."""
+    parser.add_argument(
+        "-c", "--config", metavar="PATH", action="append", required=True, help="a YAML file or a folder; repeatable"
+    )
+    parser.add_argument("--app", metavar="URL", help="the local application, where `run` will be given one")
+    parser.add_argument("method", metavar="METHOD", help="like GET")
+    parser.add_argument("url", metavar="URL", help="like https://orders.example.com/v1/orders/7, or a path alone")
+    parser.add_argument("--identity", metavar="ID", default="", help="the caller's SPIFFE ID or DNS name")
+    parser.add_argument(
+        "--header", metavar="FIELD", action="append", default=[], type=_field, help="like 'x-tenant: blue'; repeatable"
+    )
+    parser.add_argument("--source-ip", metavar="IP", default="127.0.0.1", help="the caller's address")
+    parser.add_argument(
+        "--direction", choices=("inbound", "outbound"), default="inbound", help="which listener is asked"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the decision; returns 1 when the configuration is wrong, 2 for a request that no client can send."""
+    inbound = args.direction == "inbound"
+    question = Question(args.method, args.url, args.identity, tuple(args.header), args.source_ip, inbound)
+    try:
+        explanation = asyncio.run(_ask(load(args.config, args.app), question))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except ValueError as error:
+        print(f"l7proxy explain: {error}", file=sys.stderr)
+        return 2
+    if args.json:
+        print(msgspec.json.format(msgspec.json.encode(explanation), indent=2).decode())
+    else:
+        print("\n".join(render(explanation)))
+    return 0
+
+
+async def _ask(model: Model, question: Question) -> Explanation:
+    return await finish(explaining(model)).ask(question)
+
+
+def render(explanation: Explanation) -> list[str]:
+    """Returns the lines that tell a decision to a reader."""
+    caller = explanation.identity or "a caller without a certificate"
+    request = f"{explanation.method} {explanation.scheme}://{explanation.authority}{explanation.path}"
+    lines = [_line("request", f"{request} ({explanation.direction})")]
+    lines.append(_line("from", f"{caller} at {explanation.source}"))
+    lines += [_line("note", note) for note in explanation.notes]
+    if explanation.refused:
+        return [*lines, _line("refused", explanation.refused)]
+    if explanation.host:
+        lines.append(_line("host", explanation.host))
+    lines += [
+        _line("not", f"{other.route} ({other.pattern}), {other.where}: {other.why}")
+        for other in explanation.passed_over
+    ]
+    route = explanation.route
+    if route is None:
+        lines.append(_line("route", "none"))
+    elif route.name:
+        lines.append(_line("route", f"{route.name} ({route.pattern}), {route.where}"))
+    else:
+        lines.append(_line("route", "none is written: the default one"))
+    width = max((len(verdict.policy) for verdict in explanation.policies), default=0)
+    for verdict in explanation.policies:
+        text = f"{verdict.policy:{width}}  {verdict.outcome}"
+        text += f": {verdict.rule}" if verdict.rule else ""
+        lines.append(_line("policy", f"{text}, {verdict.where}" if verdict.where else text))
+    lines += _upstream(explanation)
+    answer = explanation.answer
+    if answer is not None:
+        lines.append(_line("answer", _answer(explanation)))
+        lines += [_line("", f"{name}: {value}") for name, value in answer.headers]
+    return lines
+
+
+def _upstream(explanation: Explanation) -> list[str]:
+    towards = explanation.upstream
+    if towards is None:
+        return []
+    lines = []
+    if bounds := _timeouts(explanation.timeouts):
+        lines.append(_line("timeouts", bounds))
+    if explanation.retries is not None:
+        lines.append(_line("retries", f"{explanation.retries.attempts} on {', '.join(explanation.retries.on)}"))
+    addresses = [f"{end.address} (ejected)" if end.ejected else end.address for end in towards.endpoints]
+    manner = f" by {towards.balance}" if len(addresses) > 1 else ""
+    name = towards.name
+    if towards.split:
+        name += f" (shares: {', '.join(f'{upstream} {weight}' for upstream, weight in towards.split.items())})"
+    lines.append(_line("upstream", f"{name}: {', '.join(addresses) or 'no endpoint'}{manner} ({towards.protocol})"))
+    lines.append(_line("asked", f"{explanation.method} {towards.target}, host {towards.authority}"))
+    return lines + [_line("", f"{name}: {value}") for name, value in towards.headers if name not in _MADE]
+
+
+def _answer(explanation: Explanation) -> str:
+    answer = explanation.answer
+    assert answer is not None
+    if answer.by == "upstream":
+        return "the upstream's"
+    if answer.code:
+        return f"{answer.status} {answer.code}: {answer.detail}"
+    return f"{answer.status} by the {answer.by}"
+
+
+def _timeouts(timeouts: Timeouts) -> str:
+    named = (("connect", timeouts.connect), ("request", timeouts.request), ("per try", timeouts.per_try))
+    bounds = [*named, ("idle", timeouts.idle)]
+    return ", ".join(f"{name} {show_duration(seconds)}" for name, seconds in bounds if seconds is not None)
+
+
+def _line(label: str, text: str) -> str:
+    return f"{label:10}{text}"
+
+
+def _field(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not colon or not name.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a header field like 'x-tenant: blue'")
+    return name.strip(), value.strip()

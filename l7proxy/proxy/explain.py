@@ -1,0 +1,327 @@
+"""What a configuration does with a request, and why: the live path itself, with a trace on and nothing sent.
+
+The model is compiled once more, beside the live one, by a compiler that differs in two places: it looks on at each
+policy, and it stops where an upstream would be called. A question then goes through `app.make_app` like any request.
+Nothing that is live is touched: no counter, no token of a limit, no connection.
+"""
+
+import sys
+from collections.abc import Mapping
+from itertools import count
+from random import Random
+from typing import Any
+
+from msgspec import structs
+
+from l7proxy.config.model import Model, Resource
+from l7proxy.config.model import Route as RouteSpec
+from l7proxy.core.errors import CODES
+from l7proxy.core.handler import Build, Filter, Handler, Keep
+from l7proxy.core.headers import Headers
+from l7proxy.core.message import Request, Response
+from l7proxy.core.slices import Steps
+from l7proxy.core.stats import Stats
+from l7proxy.filters.retry import Retry
+from l7proxy.filters.timeout import Timeout
+from l7proxy.proxy.app import make_app
+from l7proxy.proxy.compile import Compiler
+from l7proxy.proxy.decision import Asked, Decision, Question, Step
+from l7proxy.proxy.explanation import (
+    Answer,
+    Chosen,
+    Endpoint,
+    Explanation,
+    PassedOver,
+    Retries,
+    Timeouts,
+    Towards,
+    Verdict,
+)
+from l7proxy.proxy.router import Router, Trace
+from l7proxy.proxy.snapshot import Live, Side, Snapshot, Target
+from l7proxy.telemetry.facade import Telemetry
+from l7proxy.telemetry.log import Log
+from l7proxy.telemetry.tracing import Tracer
+from l7proxy.upstream.cluster import Cluster
+from l7proxy.upstream.dial import Dial
+
+NOT_REACHED = "not reached"
+
+
+class Explainer:
+    """Answers questions about one model. The endpoints that it tells are those of `clusters`, by name of upstream."""
+
+    def __init__(self, model: Model, snapshot: Snapshot, clusters: Mapping[str, Cluster]) -> None:
+        self.model = model
+        self._snapshot = snapshot
+        self._clusters = clusters
+        self._documents = {(route.spec.direction == "inbound", route.name): route for route in model.routes}
+
+    async def ask(self, question: Question) -> Explanation:
+        """Returns what becomes of a request; raises ValueError for one that no client can send."""
+        exchange = Asked(question)
+        refused = self._refused(question)
+        decision = Decision()
+        if not refused:
+            snapshot = structs.replace(
+                self._snapshot,
+                inbound=_watched(self._snapshot.inbound, decision.candidates),
+                outbound=_watched(self._snapshot.outbound, decision.candidates),
+                tracer=_Begins(decision),
+            )
+            live = Live(snapshot, lambda reason: None, lambda request, error: None)
+            live.max_active = live.max_held = sys.maxsize
+            await make_app(live, question.inbound)(exchange)
+        return self._tell(question, exchange, decision, refused)
+
+    def _refused(self, question: Question) -> str:
+        """Says why the connection that the request needs does not come about."""
+        inbound = self.model.sidecar.spec.inbound
+        if not question.inbound or inbound is None:
+            return ""
+        if self._snapshot.admits is not None and not self._snapshot.admits(question.source):
+            return f"{question.source} may not connect (inbound.allowIPs, inbound.denyIPs)"
+        if inbound.tls is not None and inbound.tls.mode == "STRICT" and not question.identity:
+            return "TLS mode STRICT, and the caller shows no certificate: the handshake fails"
+        return ""
+
+    def _notes(self, question: Question) -> tuple[str, ...]:
+        spec = self.model.sidecar.spec
+        inbound = spec.inbound
+        if (inbound if question.inbound else spec.outbound) is None:
+            return (f"the Sidecar has no {'inbound' if question.inbound else 'outbound'} listener",)
+        plain = inbound is not None and (inbound.tls is None or inbound.tls.mode == "DISABLE")
+        if question.inbound and question.identity and plain:
+            return ("the inbound listener speaks no TLS: on it no caller has an identity",)
+        return ()
+
+    def _tell(self, question: Question, exchange: Asked, decision: Decision, refused: str) -> Explanation:
+        request = decision.request
+        chosen: Target | None = None
+        document: Resource[RouteSpec] | None = None
+        if request is not None and request.route is not None:
+            chosen = Target(request.route, request.pattern)
+            document = self._documents.get((question.inbound, chosen.route.name))
+        policies = document.spec.policies if document is not None else ()
+        hosts = [why for candidate, why in decision.candidates if candidate is None]
+        return Explanation(
+            version=self.model.version,
+            direction="inbound" if question.inbound else "outbound",
+            method=question.method,
+            scheme=exchange.scheme.decode(),
+            authority=_shown(exchange.authority),
+            path=_shown(request.path if chosen is not None and request is not None else exchange.path),
+            identity=question.identity,
+            source=question.source,
+            refused=refused,
+            notes=self._notes(question),
+            host=hosts[-1] if hosts else "",
+            route=Chosen(chosen.route.name, chosen.pattern, _place(chosen)) if chosen is not None else None,
+            passed_over=tuple(
+                PassedOver(candidate.route.name, candidate.pattern, _place(candidate), why)
+                for candidate, why in decision.candidates
+                if isinstance(candidate, Target)
+            ),
+            policies=_verdicts(decision.steps, document),
+            timeouts=self._timeouts(decision, policies),
+            retries=_retries(decision.steps, policies),
+            upstream=self._towards(decision, document),
+            allowed=request is not None and not request.code,
+            answer=_answer(exchange, decision, request) if request is not None else None,
+        )
+
+    def _timeouts(self, decision: Decision, policies: tuple[Filter, ...]) -> Timeouts:
+        sent = decision.sent
+        if sent is None or not decision.upstream:
+            return Timeouts()
+        upstream = self.model.upstreams.get(decision.upstream)
+        connect = upstream.spec.connect_timeout if upstream is not None else Dial("", 0).connect_timeout
+        idle = next((policy.idle for policy in policies if isinstance(policy, Timeout)), None)
+        return Timeouts(connect, sent.timeout, sent.per_try, idle)
+
+    def _towards(self, decision: Decision, document: Resource[RouteSpec] | None) -> Towards | None:
+        name, sent = decision.upstream, decision.sent
+        if not name or sent is None:
+            return None
+        cluster = self._clusters.get(name)
+        upstream = self.model.upstreams.get(name)
+        if cluster is None:
+            endpoints: tuple[Endpoint, ...] = (Endpoint(_shown(sent.authority)),)
+        elif upstream is not None and upstream.spec.dns is not None and not cluster.endpoints:
+            endpoints = (Endpoint(f"dns:{upstream.spec.dns}"),)
+        else:
+            endpoints = tuple(Endpoint(end.address, bool(end.ejected_until)) for end in cluster.endpoints)
+        split = document.spec.split if document is not None else ()
+        return Towards(
+            name,
+            endpoints,
+            cluster.settings.balance if cluster is not None else "",
+            upstream.spec.protocol if upstream is not None else "http1",
+            _shown(sent.authority),
+            _shown(sent.target),
+            _fields(sent.headers),
+            {backend.upstream: backend.weight for backend in split if backend.weight},
+        )
+
+
+def explaining(model: Model, clusters: Mapping[str, Cluster] | None = None) -> Steps[Explainer]:
+    """Compiles a model, in small steps, into what answers questions about it; raises ConfigError.
+
+    `clusters` are the live ones, if there are any. No certificate is read: who the caller is, is part of the question.
+    """
+    spec = model.sidecar.spec
+    inbound = structs.replace(spec.inbound, tls=None) if spec.inbound is not None else None
+    spec = structs.replace(spec, inbound=inbound, access_log=None, tracing=None)
+    upstreams = {}
+    for name, upstream in model.upstreams.items():
+        upstreams[name] = structs.replace(upstream, spec=structs.replace(upstream.spec, tls=None))
+        yield
+    bare = structs.replace(model, sidecar=structs.replace(model.sidecar, spec=spec), upstreams=upstreams)
+    stats = Stats()
+    telemetry = Telemetry(stats, Log(stats, "/dev/null", level="error"))
+    try:
+        snapshot = yield from _Compiler(telemetry).steps(bare)
+    finally:
+        telemetry.close()
+    return Explainer(model, snapshot, snapshot.clusters if clusters is None else clusters)
+
+
+class _Compiler(Compiler):
+    """Looks on at each policy and lets no request through to an upstream.
+
+    Its clock goes on by a year with each look, so that every question finds limits as if nobody had asked before.
+    """
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        years = count(0.0, 365 * 86400.0)
+        super().__init__(telemetry, Keep(), _NoChance(), lambda work: work.close(), lambda: next(years))
+
+    def wrap(self, policy: Filter, inner: Handler, build: Build) -> Handler:
+        handle = policy.wrap(inner, build)
+        name = policy.name
+
+        async def watched(request: Request) -> Response:
+            decision: Decision = request.trace
+            step = decision.enter(name)
+            try:
+                response = await handle(request)
+            except Exception as error:
+                decision.blame(step, error)
+                raise
+            decision.leave(step)
+            return response
+
+        return watched
+
+    def end(self, upstream: str, handle: Handler) -> Handler:
+        async def stop(request: Request) -> Response:
+            request.trace.arrive(request, upstream)
+            if not upstream:
+                return await handle(request)
+            request.upstream = upstream
+            request.attempt += 1
+            return Response(200, [])
+
+        return stop
+
+    def aside(self, upstream: str, handle: Handler) -> Handler:
+        async def agree(request: Request) -> Response:
+            return Response(200, [])
+
+        return agree
+
+
+class _NoChance(Random):
+    """Draws the first of several upstreams that share requests, so that the same question has the same answer."""
+
+    def random(self) -> float:
+        return 0.0
+
+
+class _Begins(Tracer):
+    """Puts the decision into the request before anything is decided."""
+
+    __slots__ = ("_decision",)
+
+    def __init__(self, decision: Decision) -> None:
+        super().__init__()
+        self._decision = decision
+
+    def begin(self, request: Request) -> None:
+        request.trace = self._decision
+        self._decision.request = request
+        super().begin(request)
+
+
+class _Watched(Router[Target]):
+    """A router that is asked for its reasons too."""
+
+    __slots__ = ("_router", "_trace")
+
+    def __init__(self, router: Router[Target], trace: Trace) -> None:
+        super().__init__()
+        self._router = router
+        self._trace = trace
+
+    def match(
+        self, host: bytes, path: bytes, method: bytes, headers: Headers, query: bytes, trace: Trace | None = None
+    ) -> Target | None:
+        return self._router.match(host, path, method, headers, query, self._trace)
+
+    def knows(self, host: bytes) -> bool:
+        return self._router.knows(host)
+
+
+def _watched(side: Side, trace: Trace) -> Side:
+    return structs.replace(side, router=_Watched(side.router, trace))
+
+
+def _verdicts(steps: list[Step], document: Resource[RouteSpec] | None) -> tuple[Verdict, ...]:
+    """Returns every policy of the way in order: those that were passed, then those that were not reached."""
+    written = [policy.name for policy in document.spec.policies] if document is not None else []
+    told = []
+    for step in steps:
+        where = step.where
+        if not where and document is not None and step.policy in written:
+            where = _line(document, step.policy)
+        told.append(Verdict(step.policy, step.outcome or "applies", step.rule, where))
+    if document is not None:
+        passed = {step.policy for step in steps}
+        told += [Verdict(name, NOT_REACHED, "", _line(document, name)) for name in written if name not in passed]
+    return tuple(told)
+
+
+def _retries(steps: list[Step], policies: tuple[Filter, ...]) -> Retries | None:
+    if not any(step.policy == Retry.name for step in steps):
+        return None
+    retry = next((policy for policy in policies if isinstance(policy, Retry)), Retry())
+    return Retries(retry.attempts, retry.on)
+
+
+def _answer(exchange: Asked, decision: Decision, request: Request) -> Answer:
+    detail = request.detail
+    if request.code:
+        by = "proxy"
+        detail = detail or CODES[request.code].text
+    else:
+        by = {None: "policy", "": "route"}.get(decision.upstream, "upstream")
+    body = exchange.content.decode(errors="replace")
+    return Answer(by, exchange.status, request.code, detail, _fields(exchange.answer), body)
+
+
+def _line(document: Resource[Any], policy: str) -> str:
+    file, line = document.where(f"spec.policies.{policy}")
+    return f"{file}:{line}"
+
+
+def _place(target: Target) -> str:
+    route = target.route
+    return f"{route.file}:{route.line}" if route.line else route.file
+
+
+def _shown(data: bytes) -> str:
+    return data.decode(errors="replace")
+
+
+def _fields(headers: Headers) -> tuple[tuple[str, str], ...]:
+    return tuple((_shown(name), _shown(value)) for name, value in headers)
