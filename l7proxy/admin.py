@@ -16,6 +16,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from l7proxy.core.stats import Family, Histogram, Stats
+from l7proxy.proxy.decision import Question, field
 from l7proxy.telemetry.log import LEVELS
 from l7proxy.telemetry.prometheus import OPENMETRICS, TEXT, render, wants_openmetrics
 
@@ -38,7 +39,7 @@ class AdminView(Protocol):
     def level(self) -> str:
         """The least level of events that are logged."""
 
-    def set_level(self, level: str) -> None:
+    def set_level(self, level: str) -> Awaitable[None] | None:
         """Sets the level."""
 
     async def collect(self) -> Stats:
@@ -66,7 +67,10 @@ class AdminView(Protocol):
     def certs(self) -> Any:
         """Returns the certificates in use, with identity and expiry."""
 
-    def drain(self) -> None:
+    def explain(self, question: Question) -> Any:
+        """Returns what the live configuration does with a request; raises ValueError for what no client can send."""
+
+    def drain(self) -> Awaitable[None] | None:
         """Begins to drain, as SIGTERM does, but goes on serving until the process is told to end."""
 
 
@@ -81,14 +85,14 @@ def admin_app(view: AdminView) -> App:
         return Route(path, endpoint, methods=["GET"])
 
     async def drain(_: Request) -> Response:
-        view.drain()
+        await _now(view.drain())
         return _json({"draining": True})
 
     async def set_level(request: Request) -> Response:
         level = request.query_params.get("level", "")
         if level not in LEVELS:
             return _json({"error": f"level must be one of {', '.join(LEVELS)}"}, 400)
-        view.set_level(level)
+        await _now(view.set_level(level))
         return _json({"level": level})
 
     routes = [
@@ -100,6 +104,7 @@ def admin_app(view: AdminView) -> App:
         get("/clusters", lambda _: view.clusters()),
         get("/certs", lambda _: view.certs()),
         get("/stats", lambda request: _stats(view, request.query_params.get("name", ""))),
+        get("/explain", lambda request: _explain(view, request)),
         get("/loglevel", lambda _: {"level": view.level}),
         Route("/loglevel", set_level, methods=["POST"]),
         Route("/drain", drain, methods=["POST"]),
@@ -257,6 +262,35 @@ async def _chunks(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 async def _now(answer: Any) -> Any:
     return await answer if isawaitable(answer) else answer
+
+
+async def _explain(view: AdminView, request: Request) -> Any:
+    asked = request.query_params
+    try:
+        return await _now(view.explain(_question(asked.multi_items())))
+    except ValueError as error:
+        return _json({"error": str(error)}, 400)
+
+
+def _question(asked: list[tuple[str, str]]) -> Question:
+    """Returns the question that `/explain?method=GET&url=...` asks; raises ValueError."""
+    known = ("method", "url", "identity", "source_ip", "direction", "header")
+    given = dict(asked)
+    if unknown := given.keys() - set(known):
+        raise ValueError(f"unknown parameter {min(unknown)!r}; there are {', '.join(known)}")
+    if "url" not in given:
+        raise ValueError("the parameter url is missing, like url=https://orders.example.com/v1/orders/7")
+    direction = given.get("direction", "inbound")
+    if direction not in ("inbound", "outbound"):
+        raise ValueError(f"direction is inbound or outbound, not {direction!r}")
+    return Question(
+        given.get("method", "GET"),
+        given["url"],
+        given.get("identity", ""),
+        tuple(field(value) for name, value in asked if name == "header"),
+        given.get("source_ip", "127.0.0.1"),
+        direction == "inbound",
+    )
 
 
 async def _stats(view: AdminView, prefix: str) -> dict[str, Any]:

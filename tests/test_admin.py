@@ -94,6 +94,36 @@ def test_stats_are_the_metrics_as_json(proxy: Sidecar) -> None:
     assert total == proxy.metrics()("http_server_request_duration_seconds_count")
 
 
+def test_a_request_is_explained_by_the_live_configuration(proxy: Sidecar) -> None:
+    before = proxy.metrics()("http_server_request_duration_seconds_count")
+    told = ask(proxy.admin, "/explain?method=PUT&url=http://orders.example.com/v1&header=x-a:b&source_ip=10.0.0.1").json
+    assert (told["route"]["name"], told["upstream"]["name"]) == ("orders", "payments")
+    assert told["upstream"]["endpoints"] == [{"address": "127.0.0.1:1", "ejected": False}]
+    assert ["x-a", "b"] in told["upstream"]["headers"]
+    assert (told["method"], told["source"]) == ("PUT", "10.0.0.1")
+    assert told["version"] == ask(proxy.admin, "/config").json["version"]
+    elsewhere = ask(proxy.admin, "/explain?url=/&direction=outbound").json
+    assert (elsewhere["route"], elsewhere["answer"]["code"]) == (None, "egress_blocked")
+    assert proxy.metrics()("http_server_request_duration_seconds_count") == before
+
+
+@pytest.mark.parametrize(
+    "query", ["", "url=ftp://a/", "url=/&direction=sideways", "url=/&identity=spiffe:/x", "url=/&header=a", "uri=/"]
+)
+def test_a_question_that_makes_no_sense_is_a_bad_request(proxy: Sidecar, query: str) -> None:
+    answer = ask(proxy.admin, f"/explain?{query}")
+    assert answer.status == 400
+    assert answer.json["error"]
+
+
+def test_explain_follows_a_new_configuration(sidecar: StartSidecar) -> None:
+    proxy = sidecar(route("a"), app=free_address())
+    assert ask(proxy.admin, "/explain?url=/").json["route"]["name"] == "a"
+    proxy.reconfigure(route("b", policies={"authorization": {"allow": []}}))
+    told = ask(proxy.admin, "/explain?url=/").json
+    assert (told["route"]["name"], told["allowed"], told["answer"]["status"]) == ("b", False, 403)
+
+
 def test_the_log_level_is_changed_by_post_only(proxy: Sidecar) -> None:
     assert ask(proxy.admin, "/loglevel?level=debug").json == {"level": "info"}
     assert ask(proxy.admin, "/loglevel?level=debug", "POST").json == {"level": "debug"}

@@ -11,7 +11,7 @@ from l7proxy.config.model import Model
 from l7proxy.core.errors import ConfigError
 from l7proxy.core.fields import show_duration
 from l7proxy.core.slices import finish
-from l7proxy.proxy.decision import Question
+from l7proxy.proxy.decision import Question, field
 from l7proxy.proxy.explain import explaining
 from l7proxy.proxy.explanation import Explanation, Timeouts
 
@@ -136,7 +136,7 @@ def _line(label: str, text: str) -> str:
 
 
 def _field(text: str) -> tuple[str, str]:
-    name, colon, value = text.partition(":")
-    if not colon or not name.strip():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a header field like 'x-tenant: blue'")
-    return name.strip(), value.strip()
+    try:
+        return field(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

@@ -144,6 +144,14 @@ class Asked:
         pass
 
 
+def field(text: str) -> tuple[str, str]:
+    """Returns (name, value) of a header field as `x-tenant: blue`; raises ValueError for what is none."""
+    name, colon, value = text.partition(":")
+    if not colon or not name.strip():
+        raise ValueError(f"{text!r} is not a header field like 'x-tenant: blue'")
+    return name.strip(), value.strip()
+
+
 def _split(method: str, url: str) -> tuple[str, str, str]:
     """Returns (scheme, authority, target), each as it is written: the proxy must see the path that a client sends."""
     if method == "CONNECT":

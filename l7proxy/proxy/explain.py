@@ -74,6 +74,11 @@ class Explainer:
             await make_app(live, question.inbound)(exchange)
         return self._tell(question, exchange, decision, refused)
 
+    def dismantle(self) -> Steps[None]:
+        """Lets go in steps of what was compiled: no more questions can be asked."""
+        yield from self._snapshot.inbound.router.dismantle()
+        yield from self._snapshot.outbound.router.dismantle()
+
     def _refused(self, question: Question) -> str:
         """Says why the connection that the request needs does not come about."""
         inbound = self.model.sidecar.spec.inbound

@@ -7,10 +7,14 @@ from typing import Any
 import msgspec
 
 from l7proxy.config.model import Resource
+from l7proxy.core.slices import between
 from l7proxy.core.stats import Stats
 from l7proxy.identity.material import Material
 from l7proxy.identity.report import certificates
 from l7proxy.proxy.control import Control
+from l7proxy.proxy.decision import Question
+from l7proxy.proxy.explain import Explainer, explaining
+from l7proxy.proxy.snapshot import Snapshot
 from l7proxy.server.drain import Drain
 
 
@@ -20,6 +24,7 @@ class View:
     def __init__(self, control: Control, drain: Drain) -> None:
         self._control = control
         self._drain = drain
+        self._explainer: tuple[Snapshot, Explainer] | None = None
 
     @property
     def level(self) -> str:
@@ -100,6 +105,17 @@ class View:
 
     def certs(self) -> Any:
         return certificates(self._control.identities())
+
+    async def explain(self, question: Question) -> Any:
+        # Compiled at the first question to a configuration, between requests, and kept while it is live.
+        snapshot = self._control.snapshot
+        known = self._explainer
+        if known is None or known[0] is not snapshot:
+            if known is not None:
+                self._explainer = None
+                await between(known[1].dismantle())
+            known = self._explainer = snapshot, await between(explaining(snapshot.model, snapshot.clusters))
+        return await known[1].ask(question)
 
     def drain(self) -> None:
         self._drain.begin()
