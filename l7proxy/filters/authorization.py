@@ -1,6 +1,6 @@
 """Who may call what."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta, Struct, field
@@ -111,7 +111,7 @@ def guard(authorizer: Authorizer, inner: Handler, build: Build, policy: str) -> 
     """Returns the handler that lets through to `inner` what the authorizer allows; `policy` is its name in traces."""
     rules = authorizer.rules
     route = build.route.name
-    decide = authorizer.decide
+    allows = authorizer.allows
     stats, log = build.stats, build.log
 
     def denied(rule: str) -> Counter:
@@ -137,10 +137,11 @@ def guard(authorizer: Authorizer, inner: Handler, build: Build, policy: str) -> 
             ).value += 1
             log("info", "audit", route=route, rule=rule.name, where=rule.where, **_describe(request))
 
-    async def handle(request: Request) -> Response:
+    def decide_in_full(request: Request) -> None:
+        """Counts, logs and traces the verdict; raises ProxyError for a denial."""
         if rules.audit:
             audit(request)
-        verdict = decide(request)
+        verdict = authorizer.decide(request)
         trace = request.trace
         if verdict.outcome == "DENY":
             name, detail, where = _tell(verdict.rule, rules)
@@ -157,7 +158,12 @@ def guard(authorizer: Authorizer, inner: Handler, build: Build, policy: str) -> 
         if trace is not None:
             by = verdict.rule
             trace.verdict(policy, by.name if by else "no rule denies", "allowed", by.where if by else rules.where)
-        return await inner(request)
+
+    def handle(request: Request) -> Awaitable[Response]:
+        # Nothing is to be said of a request that is simply allowed, which is nearly every one.
+        if request.trace is not None or not allows(request):
+            decide_in_full(request)
+        return inner(request)
 
     return handle
 

@@ -90,6 +90,14 @@ class Authorizer:
         self._in_shadow = any(rule.shadow for rule in (*rules.deny, *rules.allow)) or (
             rules.shadow_allows and not rules.allows
         )
+        self._eventful = self._in_shadow or bool(rules.audit)
+        self._denies, self._allowing = bool(rules.deny), rules.allows
+
+    def allows(self, request: Request) -> bool:
+        """Tells whether a request is allowed with nothing to say of it: what is not needs `decide`."""
+        if self._eventful or (self._denies and self._deny.match(request)):
+            return False
+        return not self._allowing or self._allow.match(request) != 0
 
     def decide(self, request: Request) -> Verdict:
         """Returns the verdict on a request."""

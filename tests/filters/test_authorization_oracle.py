@@ -159,6 +159,7 @@ def test_the_compiled_rules_say_what_the_written_ones_say(rules: RuleSet, asked:
     for request in asked:
         found = authorizer.decide(request)
         assert (found.outcome, found.rule) == verdict(rules, request, False)
+        assert not authorizer.allows(request) or found.outcome == found.shadow == "ALLOW"
         if any(rule.shadow for rule in (*rules.deny, *rules.allow)) or (rules.shadow_allows and not rules.allows):
             assert (found.shadow, found.shadow_rule) == verdict(rules, request, True)
         assert set(authorizer.audited(request)) == {rule for rule in rules.audit if rule_matches(rule, request)}
