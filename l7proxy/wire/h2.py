@@ -105,8 +105,8 @@ class Session(Control):
 
     @property
     def openable(self) -> int:
-        """How many more streams may be opened now."""
-        if self.ended or self._latest_id > wire.MAX_STREAM_ID - 2:
+        """How many more streams may be opened now; none before the peer has said how many there may be."""
+        if self.ended or not self.configured or self._latest_id > wire.MAX_STREAM_ID - 2:
             return 0
         return self.peer_streams - len(self.streams)
 
