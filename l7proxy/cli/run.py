@@ -5,7 +5,8 @@ import sys
 
 from l7proxy.config.load import app_model
 from l7proxy.core.errors import ConfigError
-from l7proxy.server import run as server
+from l7proxy.server.program import complain, leave, prepare
+from l7proxy.server.run import run as serve
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -26,16 +27,16 @@ def run(args: argparse.Namespace) -> int:
     if not args.config and not args.app:
         print("l7proxy run: name the application with --app URL, or a configuration with -c PATH", file=sys.stderr)
         return 2
-    server.prepare()
+    prepare()
     try:
         if not args.config:
-            status = server.run(app_model(args.app))
+            status = serve(app_model(args.app))
         else:
             from l7proxy.config.files import Files
 
             source = Files(args.config, args.app)
-            status = server.run(source.load(), source)
+            status = serve(source.load(), source)
     except ConfigError as error:
-        server.complain(str(error))
+        complain(str(error))
         status = 1
-    return server.leave(status)
+    return leave(status)

@@ -18,6 +18,9 @@ from l7proxy.server.view import View
 from l7proxy.telemetry.facade import Telemetry
 from l7proxy.telemetry.log import Log
 
+APPS = {"admin": admin_app, "metrics": metrics_app, "health": health_app}
+"""What operators are served, by listener."""
+
 
 class Process:
     """Everything of a sidecar that serves on `sockets`. Raises ConfigError when the model cannot be compiled."""
@@ -26,7 +29,7 @@ class Process:
         self._loop = asyncio.get_running_loop()
         stats = Stats()
         self.telemetry = Telemetry(stats, Log(stats))
-        self._loop.set_exception_handler(self._on_exception)
+        log_failures(self._loop, self.telemetry.log)
         self.control = Control(self.telemetry, model)
         spec = model.sidecar.spec
         self.listeners = Listeners(stats, spec)
@@ -35,12 +38,11 @@ class Process:
         live = self.control.live
         stats.gauge("l7proxy_requests", "Requests under way", lambda: live.active)
         stats.gauge("l7proxy_buffered_bytes", "Bytes of bodies that wait for a slower reader", lambda: held.size)
-        apps = {"admin": admin_app, "metrics": metrics_app, "health": health_app}
         for name, opened in sockets.items():
             if name in TRAFFIC:
                 self.listeners.carry(name, live, opened, self.telemetry.log)
             else:
-                self.listeners.operate(name, hosted(apps[name](self.view)), opened)
+                self.listeners.operate(name, hosted(APPS[name](self.view)), opened)
 
     def start(self) -> None:
         """Begins what goes on beside the requests."""
@@ -57,14 +59,20 @@ class Process:
         await asyncio.sleep(0)
         self.telemetry.close()
 
-    def _on_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+
+def log_failures(loop: asyncio.AbstractEventLoop, log: Log) -> None:
+    """Logs in one line what nobody else deals with."""
+
+    def failed(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
-        self.telemetry.log(
+        log(
             "error",
             "internal error",
             message=str(context.get("message", "")),
             error=f"{type(error).__name__}: {error}" if error is not None else "",
         )
+
+    loop.set_exception_handler(failed)
 
 
 async def serve(process: Process, source: Source | None) -> None:
@@ -75,9 +83,7 @@ async def serve(process: Process, source: Source | None) -> None:
     loop.add_signal_handler(signal.SIGUSR1, process.telemetry.reopen)
     if source is not None:
         process.control.spawn(process.control.follow(source))
-        reload = getattr(source, "reload", None)
-        if reload is not None:
-            loop.add_signal_handler(signal.SIGHUP, reload)
+        hear_reload(loop, source)
     process.start()
     for name, address in process.listeners.addresses().items():
         log("info", "listening", listener=name, address=address)
@@ -109,6 +115,13 @@ class Endings:
             self.second.set()
         self.first.set()
         self.interactive = number == signal.SIGINT
+
+
+def hear_reload(loop: asyncio.AbstractEventLoop, source: Source) -> None:
+    """SIGHUP asks the source for what it has now."""
+    reload = getattr(source, "reload", None)
+    if reload is not None:
+        loop.add_signal_handler(signal.SIGHUP, reload)
 
 
 def tell(log: Log, report: Report) -> None:
