@@ -11,6 +11,7 @@ VERBS = {
     "run": "run the sidecar",
     "check": "check a configuration and name every mistake",
     "explain": "say what becomes of a request, and why",
+    "test": "hold a configuration to the cases of test files",
     "schema": "print the JSON Schema of the configuration",
     "demo": "run two services with a sidecar each",
     "certs": "make certificates for a laptop or a demo",

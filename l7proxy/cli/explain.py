@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     inbound = args.direction == "inbound"
     question = Question(args.method, args.url, args.identity, tuple(args.header), args.source_ip, inbound)
     try:
-        explanation = asyncio.run(_ask(load(args.config, args.app), question))
+        explanation = asyncio.run(_ask(load(args.config, args.app, elsewhere=True), question))
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 1

@@ -29,6 +29,10 @@ class Document(NamedTuple):
             return self
         return self._replace(resource=structs.replace(self.resource, line=offset + self.first))
 
+    def without_files(self) -> "Document":
+        """Returns the same document without its references to files."""
+        return self._replace(references=tuple(other for other in self.references if other.kind != "file"))
+
 
 class Broken(NamedTuple):
     """A document with mistakes, as far as it tells what it was to be: others may refer to it all the same."""

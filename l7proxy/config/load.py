@@ -24,12 +24,13 @@ _PART = 64 * 1024
 _NAMES = re.compile(rb"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
-def load(paths: Sequence[str], app: str | None = None) -> Model:
+def load(paths: Sequence[str], app: str | None = None, elsewhere: bool = False) -> Model:
     """Returns the model that the files and folders at `paths` describe; `app` stands for `inbound.app`.
 
+    Of a configuration that runs `elsewhere`, the certificates and other files that it names need not be here.
     Raises ConfigError with every problem of every file.
     """
-    return finish(Loader().steps(paths, app))
+    return finish(Loader(elsewhere=elsewhere).steps(paths, app))
 
 
 def app_model(app: str) -> Model:
@@ -50,8 +51,9 @@ def app_model(app: str) -> Model:
 class Loader:
     """Loads again and again: documents that did not change are not read anew, and their specs stay the same objects."""
 
-    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
+    def __init__(self, environment: Mapping[str, str] = os.environ, elsewhere: bool = False) -> None:
         self._environment = environment
+        self._elsewhere = elsewhere
         self._known: dict[tuple[str, bytes], Document | None] = {}
         self.files: set[str] = set()
         """Files, such as certificates, that the documents of the last attempt refer to."""
@@ -82,6 +84,8 @@ class Loader:
         # Kept even when another document is broken: the next attempt will find most of them unchanged.
         self._known = known
         self.files = references
+        if self._elsewhere:
+            documents = [document.without_files() for document in documents]
         model = yield from _model(documents, broken, app, content.hexdigest(), problems)
         if model is None or problems:
             places = {file: place for place, file in enumerate(files)}
@@ -98,7 +102,7 @@ class Loader:
     ) -> Steps[list[Document | Broken]]:
         folder = os.path.dirname(file)
         found: list[Document | Broken] = []
-        for chunk in chunks(_contents(file), file):
+        for chunk in chunks(contents(file), file):
             if chunk is None:
                 yield
                 continue
@@ -198,7 +202,7 @@ def expand(paths: Sequence[str], problems: list[Problem]) -> list[str]:
     return [file for file in files if not os.path.isdir(file)]
 
 
-def _contents(file: str) -> Iterator[bytes]:
+def contents(file: str) -> Iterator[bytes]:
     """Reads a file in parts; raises ConfigError when it cannot be read or is too large."""
     size = 0
     try:

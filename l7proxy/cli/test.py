@@ -1,0 +1,119 @@
+"""`l7proxy test`: holds a configuration to the cases of test files, without a network."""
+
+import argparse
+import asyncio
+import sys
+import time
+from collections.abc import Sequence
+from xml.etree import ElementTree
+
+from msgspec import Struct
+
+from l7proxy.cli.explain import render
+from l7proxy.config.cases import Case, read_cases
+from l7proxy.config.load import load
+from l7proxy.config.model import Model
+from l7proxy.core.errors import ConfigError
+from l7proxy.core.slices import finish
+from l7proxy.proxy.explain import explaining
+from l7proxy.proxy.verify import Coverage, failures, question
+
+
+class Result(Struct, frozen=True):
+    """What came of one case: nothing in `failed` when it is as expected; `trace` tells the decision otherwise."""
+
+    case: Case
+    failed: list[str]
+    trace: list[str]
+    seconds: float
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds this verb's arguments."""
+    parser.usage = "l7proxy test [-h] [--app URL] [--junit FILE] CONFIG TESTS...  |  -c CONFIG... TESTS..."
+    parser.add_argument(
+        "paths",
+        metavar="PATH",
+        nargs="+",
+        help="the configuration, a YAML file or a folder, then test files or folders of them",
+    )
+    parser.add_argument(
+        "-c",
+        "--config",
+        metavar="CONFIG",
+        action="append",
+        default=[],
+        help="a configuration, repeatable; every PATH is then one of tests",
+    )
+    parser.add_argument("--app", metavar="URL", help="the local application, where `run` will be given one")
+    parser.add_argument("--junit", metavar="FILE", help="write the results as JUnit XML too")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints every failure with its decision; returns 1 when there is one, or a mistake in a file."""
+    config, tests = (args.config, args.paths) if args.config else (args.paths[:1], args.paths[1:])
+    if not tests:
+        print("l7proxy test: name the configuration and the test files", file=sys.stderr)
+        return 2
+    try:
+        model = load(config, args.app, elsewhere=True)
+        cases = read_cases(tests)
+        started = time.perf_counter()
+        coverage = Coverage(model)
+        results = asyncio.run(_run(model, cases, coverage))
+        seconds = time.perf_counter() - started
+        if args.junit:
+            _junit(results, args.junit)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"l7proxy test: {args.junit}: {error.strerror}", file=sys.stderr)
+        return 1
+    failed = [result for result in results if result.failed]
+    for result in failed:
+        print("\n".join(_told(result)), end="\n\n")
+    for part in coverage.untouched:
+        print(f"{part.where}: no case touches {part.kind} {part.name}")
+    count = f"{len(cases)} {'case' if len(cases) == 1 else 'cases'}"
+    touched = f"{coverage.total - len(coverage.untouched)} of {coverage.total} routes and rules touched"
+    print(f"{f'{len(failed)} of {count} failed' if failed else f'ok: {count}'} in {seconds * 1000:.0f} ms, {touched}")
+    return 1 if failed else 0
+
+
+async def _run(model: Model, cases: Sequence[Case], coverage: Coverage) -> list[Result]:
+    explainer = finish(explaining(model))
+    results = []
+    for case in cases:
+        started = time.perf_counter()
+        try:
+            told = await explainer.ask(question(case))
+        except ValueError as error:
+            results.append(Result(case, [f"request: {error}"], [], 0.0))
+            continue
+        coverage.touch(told)
+        failed = failures(case, told)
+        results.append(Result(case, failed, render(told) if failed else [], time.perf_counter() - started))
+    return results
+
+
+def _told(result: Result) -> list[str]:
+    case = result.case
+    head = [f"{case.file}:{case.line}: FAILED {case.name}", *(f"  {why}" for why in result.failed)]
+    return head + [f"    {line}" for line in result.trace]
+
+
+def _junit(results: Sequence[Result], path: str) -> None:
+    failed = sum(bool(result.failed) for result in results)
+    seconds = f"{sum(result.seconds for result in results):.6f}"
+    suite = ElementTree.Element(
+        "testsuite", name="l7proxy test", tests=str(len(results)), failures=str(failed), errors="0", time=seconds
+    )
+    for result in results:
+        case = result.case
+        attributes = {"classname": case.file, "name": case.name, "file": case.file, "line": str(case.line)}
+        element = ElementTree.SubElement(suite, "testcase", attributes, time=f"{result.seconds:.6f}")
+        if result.failed:
+            failure = ElementTree.SubElement(element, "failure", message="; ".join(result.failed))
+            failure.text = "\n".join(_told(result))
+    ElementTree.ElementTree(suite).write(path, "utf-8", xml_declaration=True)
