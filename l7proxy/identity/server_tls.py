@@ -2,15 +2,15 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, cast, get_args
 
-from l7proxy.core.stats import Stats
+from l7proxy.core.stats import Counter, Stats
 from l7proxy.identity import openssl
 from l7proxy.identity.contexts import Identity, Side
 from l7proxy.identity.handshakes import Handshakes
 from l7proxy.identity.material import Material
 from l7proxy.identity.openssl import Version
-from l7proxy.identity.refusal import Refused
+from l7proxy.identity.refusal import Reason, Refused
 from l7proxy.identity.transport import TlsTransport
 
 _PLAIN_ANSWER = (
@@ -58,6 +58,8 @@ class ServerTls(Side):
         self._log = log
         self._listener = listener
         self.loop = asyncio.get_running_loop()
+        for reason in get_args(Reason):
+            self._failures(reason)
         help = "TLS handshakes that were completed"
         self._full = stats.counter("l7proxy_tls_handshakes_total", help, listener=listener, resumed="false")
         self._resumed = stats.counter("l7proxy_tls_handshakes_total", help, listener=listener, resumed="true")
@@ -79,15 +81,16 @@ class ServerTls(Side):
 
     def refused(self, address: Any, refusal: Refused) -> None:
         """Counts and logs one connection that never came to a request."""
-        self._stats.counter(
-            "l7proxy_tls_handshake_failures_total", "TLS handshakes that failed, by reason",
-            listener=self._listener, reason=refusal.reason,
-        ).value += 1  # fmt: skip
+        self._failures(refusal.reason).value += 1
         source = address[0] if isinstance(address, tuple) else ""
         self._log(
             "warning", "handshake failed",
             listener=self._listener, source=source, reason=refusal.reason, detail=refusal.detail,
         )  # fmt: skip
+
+    def _failures(self, reason: str) -> Counter:
+        help = "TLS handshakes that failed, by reason"
+        return self._stats.counter("l7proxy_tls_handshake_failures_total", help, listener=self._listener, reason=reason)
 
     def _make(self, material: Material) -> openssl.Context:
         # A session knows no more which CA vouched for it, so it is of no use where that matters.

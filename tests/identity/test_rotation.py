@@ -14,7 +14,7 @@ from tests.identity.test_peers import out
 from tests.support.client import Client
 from tests.support.message import Closed
 from tests.support.net import wait_for
-from tests.support.sidecar import Sidecar
+from tests.support.sidecar import Sidecar, route, upstream
 
 
 def rotate(started: Sidecar, what: str = "certificate rotated") -> None:
@@ -215,3 +215,27 @@ def both(inbound: Sidecar, outbound: Sidecar, times: int) -> None:
             8,
             lambda started=started: started.process.stderr,  # type: ignore[misc]
         )
+
+
+def test_no_request_goes_out_on_a_connection_whose_certificate_has_expired(
+    sidecar: StartSidecar, serve: StartServer, secure: StartSecure, ca: Authority, tmp_path: Path
+) -> None:
+    inbound = secure()
+    end = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=5)
+    pair = ca.issue("caller", WEB, end=end)
+    tls = {"cert": str(pair.cert), "key": str(pair.key), "ca": str(ca.file), "identity": ORDERS}
+    outbound = sidecar(
+        upstream("orders", inbound.inbound, tls=tls, idleTimeout="60s"),
+        route("to-orders", direction="outbound", hosts=["orders"], upstream="orders"),
+    )
+
+    def opened() -> float:
+        with Client(outbound.outbound) as client:
+            assert client.get("/", "orders").status == 200
+        return inbound.metrics()("l7proxy_tls_handshakes_total", listener="inbound")
+
+    assert opened() == 1
+    ca.issue("caller", WEB)
+    rotate(outbound)
+    # The old connection serves while its certificate lasts, then a new one does.
+    wait_for(lambda: opened() == 2, 8)
