@@ -73,7 +73,7 @@ def render(explanation: Explanation) -> list[str]:
     if explanation.host:
         lines.append(_line("host", explanation.host))
     lines += [
-        _line("not", f"{other.route} ({other.pattern}), {other.where}: {other.why}")
+        _line("lost", f"{other.route} ({other.pattern}), {other.where}: {other.why}")
         for other in explanation.passed_over
     ]
     route = explanation.route

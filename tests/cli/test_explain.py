@@ -1,6 +1,7 @@
 """`l7proxy explain` as its users run it, on a configuration with routes that win and lose and policies that refuse."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -136,3 +137,16 @@ def test_wrong_configuration_is_1_and_wrong_usage_2(config, tmp_path):
     status, out, err = l7proxy("explain", "-c", "a.yaml", "GET", "/", folder=config)
     assert (status, out) == (1, "")
     assert "did you mean 'namespaces'?" in err
+
+
+def test_the_incident_of_the_page_goes_as_it_is_told(tmp_path):
+    page = (Path(__file__).parents[2] / "docs/explain.md").read_text()
+    config, cases = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    for name, text in (("policies", config), ("tests", cases)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "orders.yaml").write_text(text)
+    shown = re.findall(r"^```console\n\$ l7proxy (.*?)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert len(shown) == 3
+    for command, output in shown:
+        out = l7proxy(*command.split(), folder=tmp_path)[1]
+        assert re.sub("in [0-9]+ ms", "in 2 ms", out) == output

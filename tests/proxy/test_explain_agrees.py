@@ -65,7 +65,7 @@ spec:
 NAMES = st.sampled_from(["guest", "shop", "lost", "ops"])
 QUESTIONS = st.builds(
     Question,
-    method=st.sampled_from(["GET", "POST", "PUT", "CONNECT"]),
+    method=st.sampled_from(["GET", "GET", "GET", "POST", "PUT", "PUT", "CONNECT"]),
     url=st.builds(
         "http://{}{}{}".format,
         st.sampled_from(["a.svc", "A.svc:80", "x.b.svc", "b.svc", "c.org"]),
