@@ -1,12 +1,14 @@
 """`l7proxy run`: the sidecar itself."""
 
 import argparse
+import os
 import sys
 
 from l7proxy.config.load import app_model
 from l7proxy.core.errors import ConfigError
 from l7proxy.server.program import complain, leave, prepare
 from l7proxy.server.run import run as serve
+from l7proxy.server.takeover import usual_path
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +22,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="a YAML file or a folder of them; repeatable",
     )
+    parser.add_argument(
+        "--takeover",
+        metavar="SOCKET",
+        nargs="?",
+        const="",
+        help="take the listening sockets over from the process that was started with the same -c and --app, if there "
+        "is one, and give them to the next; SOCKET is the Unix socket where they meet",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,13 +40,21 @@ def run(args: argparse.Namespace) -> int:
     prepare()
     try:
         if not args.config:
-            status = serve(app_model(args.app))
+            status = serve(app_model(args.app), path=_meeting_point(args))
         else:
             from l7proxy.config.files import Files
 
             source = Files(args.config, args.app)
-            status = serve(source.load(), source)
-    except ConfigError as error:
+            status = serve(source.load(), source, _meeting_point(args))
+    except (ConfigError, OSError) as error:
         complain(str(error))
         status = 1
     return leave(status)
+
+
+def _meeting_point(args: argparse.Namespace) -> str | None:
+    """Returns the Unix socket where processes take over from each other, None when they do not."""
+    if args.takeover is None or args.takeover:
+        path: str | None = args.takeover
+        return path
+    return usual_path(repr((args.app, [os.path.abspath(path) for path in args.config])))

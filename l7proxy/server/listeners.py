@@ -96,6 +96,14 @@ class Listeners:
             if name in self._acceptors:
                 self._acceptors[name].close()
 
+    def resign(self) -> None:
+        """Another process listens in our place: accepts nothing more, and sends operators' connections there."""
+        self.stop_accepting(self._acceptors)
+        for name, listener in self.all.items():
+            if name not in TRAFFIC:
+                listener.patience = 0.0
+                listener.drain()
+
     def close(self) -> None:
         """Ends everything."""
         self.stop_accepting(self._acceptors)

@@ -6,14 +6,15 @@ import signal
 from typing import Any
 
 from l7proxy.admin import admin_app, health_app, metrics_app
-from l7proxy.config.model import Model
+from l7proxy.config.model import Model, Sidecar
 from l7proxy.core.handler import Source
 from l7proxy.core.stats import Stats
 from l7proxy.core.stream import held
 from l7proxy.proxy.control import Control
 from l7proxy.server.drain import Drain, Report, patience
 from l7proxy.server.hosting import hosted
-from l7proxy.server.listeners import TRAFFIC, Listeners, Sockets
+from l7proxy.server.listeners import TRAFFIC, Listeners, Sockets, addresses
+from l7proxy.server.takeover import Offer, Predecessor
 from l7proxy.server.view import View
 from l7proxy.telemetry.facade import Telemetry
 from l7proxy.telemetry.log import Log
@@ -75,8 +76,67 @@ def log_failures(loop: asyncio.AbstractEventLoop, log: Log) -> None:
     loop.set_exception_handler(failed)
 
 
-async def serve(process: Process, source: Source | None) -> None:
-    """Runs the only process of a sidecar until a signal ends it."""
+class Endings:
+    """The signals that end the process: the first begins the end, the second cuts it short.
+
+    Who presses Ctrl-C (`interactive`) waits for the end, and routes nothing to us. To be `relieved` is a first signal
+    too: another process has our listening sockets.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.first = asyncio.Event()
+        self.second = asyncio.Event()
+        self.interactive = False
+        self.relieved = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._came, number)
+
+    def _came(self, number: int) -> None:
+        if self.first.is_set():
+            self.second.set()
+        self.first.set()
+        self.interactive = number == signal.SIGINT
+
+    def relieve(self) -> None:
+        """Another process serves in our place."""
+        self.relieved = True
+        self.first.set()
+
+
+class Handover:
+    """The places of this process in a row of processes that serve the same addresses, one after the other.
+
+    Without a `path` it is alone.
+    """
+
+    def __init__(self, path: str | None, predecessor: Predecessor | None, spec: Sidecar, sockets: Sockets) -> None:
+        self._path = path
+        self._predecessor = predecessor
+        self._addresses = addresses(spec)
+        self._sockets = sockets
+        self._offer: Offer | None = None
+
+    def complete(self, endings: Endings, log: Log) -> None:
+        """This process serves: its predecessor may go, and a successor may come."""
+        if self._predecessor is not None:
+            self._predecessor.relieve()
+
+        def taken(pid: int) -> None:
+            log("info", "taken over", by=pid)
+            self.close()
+            endings.relieve()
+
+        if self._path is not None:
+            self._offer = Offer(self._path, self._sockets, self._addresses, taken)
+
+    def close(self) -> None:
+        """Nobody can take over any more."""
+        if self._offer is not None:
+            self._offer.close()
+
+
+async def serve(process: Process, source: Source | None, handover: Handover) -> None:
+    """Runs the only process of a sidecar until a signal ends it, or another process takes its place."""
     loop = asyncio.get_running_loop()
     log = process.telemetry.log
     endings = Endings(loop)
@@ -87,34 +147,19 @@ async def serve(process: Process, source: Source | None) -> None:
     process.start()
     for name, address in process.listeners.addresses().items():
         log("info", "listening", listener=name, address=address)
+    handover.complete(endings, log)
     await endings.first.wait()
     drain = process.drain
     drain.begin()
     if endings.interactive:
         drain.press()
+    if endings.relieved:
+        process.listeners.resign()
+        drain.expect_nobody()
     why = await patience(drain.idle, endings.second, process.control.snapshot.model.sidecar.spec.drain.grace)
+    handover.close()
     tell(log, await drain.finish(why))
     await process.close()
-
-
-class Endings:
-    """The signals that end the process: the first begins the end, the second cuts it short.
-
-    Who presses Ctrl-C (`interactive`) waits for the end, and routes nothing to us.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.first = asyncio.Event()
-        self.second = asyncio.Event()
-        self.interactive = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._came, number)
-
-    def _came(self, number: int) -> None:
-        if self.first.is_set():
-            self.second.set()
-        self.first.set()
-        self.interactive = number == signal.SIGINT
 
 
 def hear_reload(loop: asyncio.AbstractEventLoop, source: Source) -> None:

@@ -1,39 +1,47 @@
-"""`l7proxy run`: opens what the sidecar listens on, and serves in this process or in several."""
+"""`l7proxy run`: opens what the sidecar listens on, or takes it over, and serves in this process or in several."""
 
 import signal
 
 from l7proxy.config.model import Model
 from l7proxy.core.errors import ConfigError
 from l7proxy.core.handler import Source
+from l7proxy.server import takeover
 from l7proxy.server.listeners import Sockets, open_sockets
-from l7proxy.server.process import Process, serve
+from l7proxy.server.process import Handover, Process, serve
 from l7proxy.server.program import complain, loop_until_done
 
 
-def run(model: Model, source: Source | None = None) -> int:
-    """Runs the sidecar until it is told to end; returns the exit status."""
+def run(model: Model, source: Source | None = None, path: str | None = None) -> int:
+    """Runs the sidecar until it is told to end; returns the exit status.
+
+    With a `path` it takes over from the process that offers its sockets there, if one does, and then offers them to the
+    next.
+    """
     if source is not None:
         # A reload that is asked for before there is anything to reload must not end the process.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    spec = model.sidecar.spec
     try:
-        sockets = open_sockets(model.sidecar.spec, {})
+        predecessor = takeover.ask(path) if path is not None else None
+        sockets = open_sockets(spec, predecessor.sockets if predecessor is not None else {})
     except OSError as error:
         complain(error.strerror or str(error))
         return 1
-    return loop_until_done((_alone if model.sidecar.spec.workers == 1 else _several)(model, source, sockets))
+    handover = Handover(path, predecessor, spec, sockets)
+    return loop_until_done((_alone if spec.workers == 1 else _several)(model, source, sockets, handover))
 
 
-async def _alone(model: Model, source: Source | None, sockets: Sockets) -> int:
+async def _alone(model: Model, source: Source | None, sockets: Sockets, handover: Handover) -> int:
     try:
         process = Process(model, sockets)
     except ConfigError as error:
         complain(str(error))
         return 1
-    await serve(process, source)
+    await serve(process, source, handover)
     return 0
 
 
-async def _several(model: Model, source: Source | None, sockets: Sockets) -> int:
+async def _several(model: Model, source: Source | None, sockets: Sockets, handover: Handover) -> int:
     from l7proxy.server.channel import WorkerGone
     from l7proxy.server.workers import Workers
 
@@ -44,5 +52,5 @@ async def _several(model: Model, source: Source | None, sockets: Sockets) -> int
         complain(str(error))
         await workers.close()
         return 1
-    await workers.serve(source)
+    await workers.serve(source, handover)
     return 0

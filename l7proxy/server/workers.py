@@ -27,7 +27,7 @@ from l7proxy.server.drain import TOLD, Report, patience
 from l7proxy.server.hosting import hosted
 from l7proxy.server.listeners import TRAFFIC, Listeners, Sockets, addresses
 from l7proxy.server.parcel import Digest, Piece, pack
-from l7proxy.server.process import APPS, Endings, hear_reload, log_failures, tell
+from l7proxy.server.process import APPS, Endings, Handover, hear_reload, log_failures, tell
 from l7proxy.server.totals import Dump, add_up, dump
 from l7proxy.telemetry.facade import Telemetry, resource
 from l7proxy.telemetry.log import Log
@@ -105,8 +105,8 @@ class Workers:
                 raise outcome
         self._keepers = [self._loop.create_task(self._keep(number)) for number in numbers]
 
-    async def serve(self, source: Source | None) -> None:
-        """Serves until a signal ends it."""
+    async def serve(self, source: Source | None, handover: Handover) -> None:
+        """Serves until a signal ends it, or another process takes its place."""
         endings = Endings(self._loop)
         self._loop.add_signal_handler(signal.SIGUSR1, self._reopen)
         view = SeveralView(self)
@@ -119,11 +119,17 @@ class Workers:
             hear_reload(self._loop, source)
         for name, address in addresses(self.model.sidecar.spec).items():
             self.telemetry.log("info", "listening", listener=name, address=address)
+        handover.complete(endings, self.telemetry.log)
         await endings.first.wait()
         await self.begin_drain()
         if endings.interactive:
             await self.every("press")
+        if endings.relieved:
+            self._close_sockets()
+            self.listeners.resign()
+            await self.every("expect_nobody")
         why = await patience(self._idle, endings.second, self.model.sidecar.spec.drain.grace)
+        handover.close()
         tell(self.telemetry.log, await self._finish(why))
         await self.close()
 
@@ -187,9 +193,7 @@ class Workers:
         return all(await self.every("idle"))
 
     async def _finish(self, why: str) -> Report:
-        for name in TRAFFIC:
-            for sock in self.sockets.get(name, ()):
-                sock.close()
+        self._close_sockets()
         total = Report()
         for report in await self.every("finish", why):
             total.seconds = max(total.seconds, report.seconds)
@@ -199,6 +203,11 @@ class Workers:
             total.why = total.why or report.why
             total.requests = (total.requests + report.requests)[:TOLD]
         return total
+
+    def _close_sockets(self) -> None:
+        for name in TRAFFIC:
+            for sock in self.sockets.get(name, ()):
+                sock.close()
 
     def _reopen(self) -> None:
         self._loop.create_task(self.every("reopen"))
