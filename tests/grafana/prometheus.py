@@ -1,5 +1,6 @@
 """A real Prometheus that scrapes and evaluates every second, and what it says."""
 
+import datetime
 import json
 import math
 import urllib.error
@@ -11,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from tests.support.net import Address, free_address
+from tests.support.net import Address, free_address, wait_for
 from tests.support.process import Process
 
 Rows = list[tuple[dict[str, str], float]]
@@ -74,3 +75,14 @@ class Prometheus:
     def has_data(self, expression: str) -> bool:
         """Says whether an expression has any value that is a number."""
         return any(math.isfinite(value) for _, value in self.query(expression))
+
+    def wait_for_rules(self) -> None:
+        """Waits until every rule has seen what is scraped now, those too that read what other groups record."""
+        longest_chain = 3
+        due = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=longest_chain)
+
+        def evaluated() -> bool:
+            times = [group["lastEvaluation"] for group in self.ask("rules")["groups"]]
+            return all(datetime.datetime.fromisoformat(when) > due for when in times)
+
+        wait_for(evaluated, 30)

@@ -32,7 +32,7 @@ class Query(NamedTuple):
 
     def filled(self, **variables: str) -> str:
         """Returns the expression as Grafana sends it."""
-        text = self.expression.replace("$__rate_interval", "1m").replace("$__range", "5m")
+        text = self.expression.replace("$__rate_interval", "5m").replace("$__range", "5m")
         for name, value in variables.items():
             text = text.replace(f"${name}", value)
         assert "$" not in text.replace('"$1"', ""), text
