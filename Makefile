@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 SECONDS_OF_FUZZ ?= 60
 WORKERS ?= 2
 
-.PHONY: demo test bench check fuzz clean
+.PHONY: demo test bench check fuzz lock clean
 
 demo: $(STAMP)
 	@$(BIN)/l7proxy demo
@@ -29,6 +29,14 @@ check: $(STAMP)
 
 fuzz: $(STAMP)
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS_OF_FUZZ)
+
+# What the container image is made of: run it after a change of the dependencies.
+lock: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-tools
+	$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --no-emit-index-url --no-emit-find-links --no-header \
+		--extra fast --extra grpc --extra spiffe --output-file requirements.lock pyproject.toml
+	echo "setuptools>=77" | $(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --no-emit-index-url \
+		--no-emit-find-links --no-header --output-file requirements-build.lock -
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

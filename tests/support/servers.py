@@ -20,6 +20,9 @@ PROGRAMS = {
     "curl": ("curl", "the demo, HTTP/2"),
     "openssl": ("openssl", "TLS"),
     "ip": ("iproute2", "network namespaces"),
+    "debootstrap": ("debootstrap", "the container image"),
+    "unshare": ("util-linux", "the container image"),
+    "kubectl": ("kubectl", "Kubernetes manifests"),
 }
 
 # Debian installs some servers where a user's PATH does not look.
