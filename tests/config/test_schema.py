@@ -123,7 +123,7 @@ def test_defaults_are_written_as_yaml_writes_them():
 
 
 def test_the_example_policies_are_valid():
-    for file in sorted((ROOT / "policies").rglob("*.yaml")):
+    for file in sorted((ROOT / "policies").glob("*/*.yaml")):
         assert problems(file.read_text()) == [], file
 
 
