@@ -34,7 +34,7 @@ fuzz: $(STAMP)
 lock: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-tools
 	$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --no-emit-index-url --no-emit-find-links --no-header \
-		--extra fast --extra grpc --extra spiffe --output-file requirements.lock pyproject.toml
+		--extra grpc --extra spiffe --output-file requirements.lock pyproject.toml
 	echo "setuptools>=77" | $(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --no-emit-index-url \
 		--no-emit-find-links --no-header --output-file requirements-build.lock -
 

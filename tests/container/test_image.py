@@ -58,7 +58,7 @@ def test_only_locked_wheels_are_installed() -> None:
 
 def test_the_lock_satisfies_the_project() -> None:
     versions = locked()
-    extras = ("", "fast", "grpc", "spiffe")
+    extras = ("", "grpc", "spiffe")
     for text in requires("l7proxy") or ():
         wanted = Requirement(text)
         if wanted.name != "l7proxy" and (
