@@ -1,6 +1,8 @@
 """Peers that are not ours: openssl, curl and Envoy in front of the sidecar, Envoy and Python behind it."""
 
+import contextlib
 import json
+import socket
 import ssl
 import subprocess
 from collections.abc import Iterator
@@ -151,10 +153,16 @@ class TlsServer(Server):
         super().__init__(self.serve)
 
     def serve(self, connection: Connection) -> None:
+        sock = self.made.wrap_socket(connection.sock, server_side=True, do_handshake_on_connect=False)
         try:
-            sock = self.made.wrap_socket(connection.sock, server_side=True)
+            sock.do_handshake()
         except (ssl.SSLError, OSError):
-            connection.close()
+            # Closed with something unread, the kernel would send a reset that overtakes the alert.
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(sock, socket.SHUT_WR)
+                while socket.socket.recv(sock, 4096):
+                    pass
+            sock.close()
             return
         names = (sock.getpeercert() or {}).get("subjectAltName", ())
         self.clients.append(str(next((value for kind, value in names if kind == "URI"), "")))
