@@ -53,6 +53,11 @@ class Acceptor:
         self._resume()
 
     @property
+    def opening(self) -> int:
+        """Connections that were accepted, and speak no protocol yet."""
+        return len(self._opening)
+
+    @property
     def address(self) -> str:
         """The addresses that are listened on."""
         names = [sock.getsockname() for sock in self._sockets]

@@ -96,7 +96,7 @@ class Drain:
         now = time.monotonic()
         if accepted != self._accepted:
             self._accepted, self._came = accepted, now
-        if any(listener.connections for listener in self._listeners):
+        if self._all.opening or any(listener.connections for listener in self._listeners):
             return False
         if not self._quiet:
             return True

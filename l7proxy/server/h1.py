@@ -1,6 +1,7 @@
 """HTTP/1.1 towards clients: one `H1Protocol` a connection, one exchange and one task a request."""
 
 import asyncio
+import select
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, Final, cast
@@ -167,6 +168,8 @@ class H1Protocol(asyncio.Protocol):
                 return None
             return min(until, max(self.close_at, now + 1.0))
         if now >= (self._leave_at if self.listener.draining else self.close_at) and not self._reader.buffered:
+            if self.transport is not None and _has_unread(self.transport):
+                return now
             self.close()
             return None
         if self._head_since is not None:
@@ -460,6 +463,16 @@ class H1Protocol(asyncio.Protocol):
             self.cut("request_timeout")
         else:
             self.abort()
+
+
+def _has_unread(transport: asyncio.Transport) -> bool:
+    """Asks the kernel whether there are bytes that the event loop has not come to: a request that is not to be lost."""
+    sock = transport.get_extra_info("socket")
+    if sock is None:
+        return False
+    poll = select.poll()
+    poll.register(sock.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _address(name: Any) -> tuple[str, int] | None:

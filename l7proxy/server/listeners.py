@@ -66,6 +66,11 @@ class Listeners:
         """Those that are there to carry traffic."""
         return [listener for name, listener in self.all.items() if name in TRAFFIC]
 
+    @property
+    def opening(self) -> bool:
+        """Whether connections were accepted that do not count as open yet."""
+        return self._handshakes.pending > 0 or any(acceptor.opening for acceptor in self._acceptors.values())
+
     def addresses(self) -> dict[str, str]:
         """Returns what is listened on, by name."""
         return {name: acceptor.address for name, acceptor in self._acceptors.items()}

@@ -116,6 +116,11 @@ class Handover:
         self._sockets = sockets
         self._offer: Offer | None = None
 
+    @property
+    def succeeds(self) -> bool:
+        """Whether another process has served until now."""
+        return self._predecessor is not None
+
     def complete(self, endings: Endings, log: Log) -> None:
         """This process serves: its predecessor may go, and a successor may come."""
         if self._predecessor is not None:

@@ -46,11 +46,16 @@ async def _several(model: Model, source: Source | None, sockets: Sockets, handov
     from l7proxy.server.workers import Workers
 
     workers = Workers(model, sockets)
+    if not handover.succeeds:
+        workers.operate()
     try:
         await workers.start()
     except (ConfigError, WorkerGone, RuntimeError) as error:
         complain(str(error))
         await workers.close()
         return 1
+    if handover.succeeds:
+        # Until now the one before us has answered, which was ready.
+        workers.operate()
     await workers.serve(source, handover)
     return 0

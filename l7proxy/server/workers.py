@@ -92,8 +92,17 @@ class Workers:
         self._packed: tuple[Model, list[Piece]] = (model, [])
         self._lock = asyncio.Lock()
         self._keepers: list[asyncio.Task[None]] = []
+        self.complete = False
+        """Whether all workers served once."""
         self.draining = False
         self.listeners = Listeners(self._stats, model.sidecar.spec)
+
+    def operate(self) -> None:
+        """Serves operators."""
+        view = SeveralView(self)
+        for name, opened in self.sockets.items():
+            if name not in TRAFFIC:
+                self.listeners.operate(name, hosted(APPS[name](view)), opened)
 
     async def start(self) -> None:
         """Starts the workers; raises ConfigError when one cannot compile the model, WorkerGone when one died."""
@@ -103,16 +112,13 @@ class Workers:
         for outcome in await asyncio.gather(*map(self._spawn, numbers), return_exceptions=True):
             if isinstance(outcome, BaseException):
                 raise outcome
+        self.complete = True
         self._keepers = [self._loop.create_task(self._keep(number)) for number in numbers]
 
     async def serve(self, source: Source | None, handover: Handover) -> None:
         """Serves until a signal ends it, or another process takes its place."""
         endings = Endings(self._loop)
         self._loop.add_signal_handler(signal.SIGUSR1, self._reopen)
-        view = SeveralView(self)
-        for name, opened in self.sockets.items():
-            if name not in TRAFFIC:
-                self.listeners.operate(name, hosted(APPS[name](view)), opened)
         self.telemetry.start(self._loop)
         if source is not None:
             self._keepers.append(self._loop.create_task(follow(source, self.apply, self.telemetry)))
@@ -293,6 +299,8 @@ class SeveralView:
     async def not_ready(self) -> str:
         if self._workers.draining:
             return "draining"
+        if not self._workers.complete:
+            return "waiting for workers"
         answers = await self._workers.every("view", "not_ready")
         return next(filter(None, answers), "") if answers else "no worker serves"
 

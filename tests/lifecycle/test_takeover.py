@@ -82,7 +82,7 @@ def test_nothing_is_lost_over_http_1(
     sidecar: StartSidecar, uvicorn_app: Address, tmp_path: Path, successor: Successor
 ) -> None:
     path = tmp_path / "take.sock"
-    proxy = sidecar(app=uvicorn_app, args=["--takeover", str(path)], drain={"goaway": "1s", "quiet": "5s"})
+    proxy = sidecar(app=uvicorn_app, args=["--takeover", str(path)], drain={"goaway": "2s", "quiet": "5s"})
     with Load(proxy.inbound, 6) as load:
         load.more()
         first = successor(proxy, path)

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from tests.conftest import StartServer, StartSidecar
 from tests.support.client import Client
@@ -30,12 +31,19 @@ def admin(proxy: Sidecar, path: str, method: str = "GET") -> tuple[int, str]:
         return answer.status, answer.body.decode()
 
 
+def start(sidecar: StartSidecar, *documents: Any, **spec: Any) -> Sidecar:
+    """Starts a sidecar with two workers, and waits until both serve."""
+    proxy = sidecar(*documents, workers=2, **spec)
+    wait_for(lambda: admin(proxy, "/ready")[0] == 200, 30)
+    return proxy
+
+
 def requests(proxy: Sidecar) -> float:
     return proxy.metrics()("http_server_request_duration_seconds_count")
 
 
 def test_metrics_and_admin_add_up(sidecar: StartSidecar, serve: StartServer) -> None:
-    proxy = sidecar(route("all"), app=serve().address, workers=2, outbound=None)
+    proxy = start(sidecar, route("all"), app=serve().address, outbound=None)
     assert len(pids(proxy)) == 2
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(proxy.client()) for _ in range(24)]
@@ -59,7 +67,7 @@ def test_metrics_and_admin_add_up(sidecar: StartSidecar, serve: StartServer) -> 
 
 def test_both_workers_serve(sidecar: StartSidecar, serve: StartServer) -> None:
     app = serve()
-    proxy = sidecar(app=app.address, workers=2)
+    proxy = start(sidecar, app=app.address)
     before = {pid: len(os.listdir(f"/proc/{pid}/fd")) for pid in pids(proxy)}
     with contextlib.ExitStack() as stack:
         for _ in range(40):
@@ -70,7 +78,7 @@ def test_both_workers_serve(sidecar: StartSidecar, serve: StartServer) -> None:
 def test_a_worker_that_dies_is_replaced_and_takes_only_its_own_connections(
     sidecar: StartSidecar, serve: StartServer
 ) -> None:
-    proxy = sidecar(app=serve().address, workers=2)
+    proxy = start(sidecar, app=serve().address)
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(proxy.client()) for _ in range(30)]
         assert [client.request(GET).status for client in clients] == [200] * 30
@@ -102,13 +110,13 @@ def test_a_configuration_is_live_in_all_or_in_none(sidecar: StartSidecar, serve:
     def answer(text: str) -> object:
         return route("all", directResponse={"status": 200, "body": text})
 
-    proxy = sidecar(answer("one"), workers=2)  # type: ignore[arg-type]
+    proxy = start(sidecar, answer("one"))
     assert bodies() == {b"one"}
-    proxy.reconfigure(answer("two"))  # type: ignore[arg-type]
+    proxy.reconfigure(answer("two"))
     assert bodies() == {b"two"}
     # It loads, but cannot be compiled: only a worker can tell.
     before = proxy.metrics()("l7proxy_config_version")
-    proxy.configure(answer("three"), accessLog={"path": "/none/access.log"})  # type: ignore[arg-type]
+    proxy.configure(answer("three"), accessLog={"path": "/none/access.log"})
     wait_for(lambda: proxy.metrics()("l7proxy_config_rejected_total") == 1)
     assert "accessLog.path: /none/access.log" in proxy.process.stderr
     assert bodies() == {b"two"}
@@ -118,12 +126,12 @@ def test_a_configuration_is_live_in_all_or_in_none(sidecar: StartSidecar, serve:
         os.kill(pid, signal.SIGKILL)
     wait_for(lambda: proxy.metrics()("l7proxy_worker_restarts_total") == 2)
     assert bodies() == {b"two"}
-    proxy.reconfigure(answer("four"), accessLog={"path": str(tmp_path / "other.log")})  # type: ignore[arg-type]
+    proxy.reconfigure(answer("four"), accessLog={"path": str(tmp_path / "other.log")})
     assert bodies() == {b"four"}
 
 
 def test_a_change_under_load_loses_nothing(sidecar: StartSidecar, uvicorn_app: Address) -> None:
-    proxy = sidecar(route("all"), app=uvicorn_app, workers=2)
+    proxy = start(sidecar, route("all"), app=uvicorn_app)
     stop = threading.Event()
     statuses: list[int] = []
 
@@ -147,7 +155,7 @@ def test_a_change_under_load_loses_nothing(sidecar: StartSidecar, uvicorn_app: A
 
 
 def test_a_drain_tells_of_all_workers(sidecar: StartSidecar, uvicorn_app: Address) -> None:
-    proxy = sidecar(app=uvicorn_app, workers=2, drain={"goaway": "1s"})
+    proxy = start(sidecar, app=uvicorn_app, drain={"goaway": "1s"})
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(proxy.client()) for _ in range(16)]
         for client in clients:
@@ -167,7 +175,7 @@ def test_a_drain_tells_of_all_workers(sidecar: StartSidecar, uvicorn_app: Addres
 
 
 def test_logs_are_opened_anew_by_every_worker(sidecar: StartSidecar, serve: StartServer) -> None:
-    proxy = sidecar(app=serve().address, workers=2)
+    proxy = start(sidecar, app=serve().address)
     proxy.get()
     proxy.log_lines(1)
     os.rename(proxy.log, proxy.log.with_suffix(".1"))
@@ -179,7 +187,7 @@ def test_logs_are_opened_anew_by_every_worker(sidecar: StartSidecar, serve: Star
 
 
 def test_workers_do_not_outlive_their_parent(sidecar: StartSidecar, serve: StartServer) -> None:
-    proxy = sidecar(app=serve().address, workers=2)
+    proxy = start(sidecar, app=serve().address)
     children = pids(proxy)
     proxy.process.kill(signal.SIGKILL)
     proxy.process.popen.wait(5)
