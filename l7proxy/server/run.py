@@ -9,6 +9,7 @@ from l7proxy.server import takeover
 from l7proxy.server.listeners import Sockets, open_sockets
 from l7proxy.server.process import Handover, Process, serve
 from l7proxy.server.program import complain, loop_until_done
+from l7proxy.telemetry.lines import LineWriter
 
 
 def run(model: Model, source: Source | None = None, path: str | None = None) -> int:
@@ -27,6 +28,8 @@ def run(model: Model, source: Source | None = None, path: str | None = None) -> 
     except OSError as error:
         complain(error.strerror or str(error))
         return 1
+    # A predecessor writes to the same pipes for as long as it drains, and so do workers.
+    LineWriter.shared = path is not None or spec.workers > 1
     handover = Handover(path, predecessor, spec, sockets)
     return loop_until_done((_alone if spec.workers == 1 else _several)(model, source, sockets, handover))
 

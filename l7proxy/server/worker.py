@@ -14,6 +14,7 @@ from l7proxy.server.parcel import Digest, Pieces
 from l7proxy.server.process import Process, tell
 from l7proxy.server.program import leave, loop_until_done, prepare
 from l7proxy.server.totals import Dump, dump
+from l7proxy.telemetry.lines import LineWriter
 
 
 class Worker:
@@ -115,4 +116,5 @@ if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     prepare()
+    LineWriter.shared = True
     leave(loop_until_done(work(int(sys.argv[1]))))

@@ -5,8 +5,9 @@ import os
 import select
 import stat
 import threading
+from collections.abc import Iterator
 from queue import SimpleQueue
-from typing import cast
+from typing import ClassVar, cast
 
 from l7proxy.core.stats import Counter
 
@@ -27,8 +28,11 @@ class LineWriter:
 
     A thread does the writing. It starts with the first line and ends after `close`; a line that comes later still (from
     a request that began under an older configuration) starts it once more.
+    Where other processes write to the same pipe (`shared`), each write is small enough to be whole among theirs.
     Raises OSError when `path` cannot be opened.
     """
+
+    shared: ClassVar[bool] = False
 
     def __init__(self, path: str, dropped: Counter, failed: Counter) -> None:
         self.path = path
@@ -90,7 +94,7 @@ class LineWriter:
                         file = _shut(file)
                     if file < 0:
                         file = open_append(self.path)
-                    lost = _write_all(file, data)
+                    lost = sum(_write_all(file, piece) for piece in self._pieces(file, data))
                 except OSError:
                     lost = lines
                 if lost:
@@ -100,6 +104,17 @@ class LineWriter:
                 self._done += len(data)
         finally:
             _shut(file)
+
+    def _pieces(self, file: int, data: bytes) -> Iterator[bytes]:
+        """Yields the data as it is to be written: whole lines of at most PIPE_BUF bytes, if others write there too."""
+        at = 0
+        if self.shared and len(data) > select.PIPE_BUF and stat.S_ISFIFO(os.fstat(file).st_mode):
+            while len(data) - at > select.PIPE_BUF:
+                end = data.rfind(b"\n", at, at + select.PIPE_BUF) + 1 or data.find(b"\n", at) + 1 or len(data)
+                yield data[at:end]
+                at = end
+        if data[at:] or not data:
+            yield data[at:]
 
 
 def open_append(path: str) -> int:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -184,6 +185,29 @@ def test_logs_are_opened_anew_by_every_worker(sidecar: StartSidecar, serve: Star
     for _ in range(20):
         proxy.get()
     assert len(proxy.log_lines(20)) == 20
+
+
+def test_lines_of_several_workers_stay_whole_in_one_pipe(
+    sidecar: StartSidecar, serve: StartServer, tmp_path: Path
+) -> None:
+    pipe = tmp_path / "log.pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    proxy = start(sidecar, app=serve().address, accessLog={"path": str(pipe)})
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(proxy.client()) for _ in range(16)]
+        for number in range(40):
+            for client in clients:
+                client.send(b"GET /%b HTTP/1.1\r\nhost: test\r\n\r\n" % (b"%d-" % number + b"x" * 600))
+            assert [client.read().status for client in clients] == [200] * 16
+    # By now the pipe is full and both workers wait to write: what they write next is mixed, line by line.
+    received = b""
+    while received.count(b"\n") < 640:
+        wait_for(lambda: select.select([reader], [], [], 0.1)[0], 10)
+        received += os.read(reader, 65536)
+    os.close(reader)
+    paths = [json.loads(line)["path"] for line in received.splitlines()]
+    assert sorted(paths) == sorted(f"/{number}-{'x' * 600}" for number in range(40) for _ in range(16))
 
 
 def test_workers_do_not_outlive_their_parent(sidecar: StartSidecar, serve: StartServer) -> None:
