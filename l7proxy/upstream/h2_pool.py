@@ -119,7 +119,8 @@ class H2Transport(httpx.AsyncBaseTransport):
         try:
             async with asyncio.timeout(time_left(ledger, None)):
                 while True:
-                    if self._dialing is None and load.connections < load.max_connections:
+                    # One is always allowed: nobody would ever tell that another endpoint has given up one of its own.
+                    if self._dialing is None and (not self._connections or load.connections < load.max_connections):
                         self._dialing = self._loop.create_task(self._open())
                         # Its error is for those who wait; if none is left, nobody needs to hear of it.
                         self._dialing.add_done_callback(lambda task: task.cancelled() or task.exception())
@@ -189,11 +190,12 @@ class H2Transport(httpx.AsyncBaseTransport):
             connection.close()
         elif self._sweeper is None and not connection.active:
             self._sweeper = self._loop.call_later(self._dial.idle_timeout / 2, self._sweep)
-        while self._waiting:
+        room = connection.session.openable if connection.usable else len(self._waiting)
+        while self._waiting and room > 0:
             waiter = self._waiting.popleft()
             if not waiter.done():
                 waiter.set_result(None)
-                break
+                room -= 1
 
     def _sweep(self) -> None:
         """Closes connections that rested longer than the idle timeout."""
