@@ -32,13 +32,14 @@ def test_without_descriptors_accepting_pauses_and_nothing_spins(sidecar: StartSi
         waiting = [stack.enter_context(proxy.client()) for _ in range(60)]
         for client in waiting:
             client.send(GET)
-        assert old.request(GET).status == 200
+        # It lives: answered by the app, or told at once that there is no room for a connection to it.
+        assert old.request(GET).status in (200, 503)
         # Operators are answered all the time: the last descriptors are theirs.
         wait_for(lambda: proxy.metrics()("l7proxy_accept_paused_total", listener="inbound") > 0)
         before = process.cpu
         time.sleep(1)
         assert process.cpu - before < 0.5
-        assert old.request(GET).status == 200
+        assert old.request(GET).status in (200, 503)
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, enough)
         statuses = [client.read().status for client in waiting]
         # Who was let in when no descriptor was left for a connection to the app was told so at once.
