@@ -83,11 +83,19 @@ class Acceptor:
 
     def _look(self) -> None:
         """Goes on accepting if the reason for the pause is gone, or if not looks again when a connection has ended."""
-        if self._paused and self._sockets and len(self.listener.connections) < self.listener.max_connections:
+        if self._paused and self._sockets and not self._full():
             if self._busy is not None and (self._busy() or not below(accept_ceiling())):
                 self._look_later()
             else:
                 self._resume()
+
+    def _full(self) -> bool:
+        return len(self.listener.connections) + len(self._opening) >= self.listener.max_connections
+
+    def _opened(self, task: asyncio.Task[None]) -> None:
+        self._opening.discard(task)
+        # A connection that ended before it opened would not be missed otherwise.
+        self._look()
 
     def _look_later(self) -> None:
         if self._timer is None:
@@ -106,7 +114,7 @@ class Acceptor:
             self._exhaust()
             return
         for _ in range(_BATCH):
-            if len(listener.connections) + len(self._opening) >= listener.max_connections:
+            if self._full():
                 self._exhausted.value += 1
                 self.pause()
                 return
@@ -125,7 +133,7 @@ class Acceptor:
                 continue
             task = listener.loop.create_task(self._open(sock))
             self._opening.add(task)
-            task.add_done_callback(self._opening.discard)
+            task.add_done_callback(self._opened)
             if sock.fileno() >= ceiling:
                 self._exhaust()
                 return
