@@ -249,7 +249,9 @@ class H2Protocol(asyncio.Protocol):
     def end_exchange(self, exchange: H2Exchange, code: int) -> None:
         """The application is done with a stream: what is left of it is not wanted."""
         stream = exchange.stream
+        # What leads back to the exchange goes, so that nothing is left for the garbage collector.
         stream.owner = None
+        exchange.body = b""
         self.exchanges.discard(exchange)
         self.listener.answered += 1
         session = self.session

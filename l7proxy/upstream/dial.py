@@ -16,6 +16,8 @@ from l7proxy.identity.client_tls import ClientTls
 
 IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
 """RFC 9110 9.2.2."""
+TICK = 0.005
+"""Seconds that a timeout may be late."""
 
 NEVER = float("inf")
 

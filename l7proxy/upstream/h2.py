@@ -5,11 +5,12 @@ import time
 from collections.abc import Callable
 from typing import cast
 
+from l7proxy.core.deadlines import NEVER, Deadlines
 from l7proxy.core.errors import ProxyError
 from l7proxy.core.headers import Headers, find
 from l7proxy.core.message import Body
 from l7proxy.core.stream import HIGH_WATER
-from l7proxy.upstream.dial import NEVER, Expiring
+from l7proxy.upstream.dial import Expiring
 from l7proxy.upstream.h1 import Unanswered
 from l7proxy.upstream.h2_call import H2Call, Unprocessed, error_of
 from l7proxy.wire.h2 import Session
@@ -42,7 +43,13 @@ class H2Connection(Expiring):
     when the peer changed its mind on how many there may be, and when the connection has ended.
     """
 
-    def __init__(self, limits: H2Limits, keepalive: float | None, changed: Callable[["H2Connection"], None]) -> None:
+    def __init__(
+        self,
+        limits: H2Limits,
+        keepalive: float | None,
+        changed: Callable[["H2Connection"], None],
+        deadlines: Deadlines,
+    ) -> None:
         self.transport: asyncio.Transport | None = None
         self.loop = asyncio.get_running_loop()
         self.session = Session(True, limits)
@@ -58,6 +65,8 @@ class H2Connection(Expiring):
         self._changed = changed
         self._flushing = False
         self._known_active = 0
+        self._deadlines = deadlines
+        self._watched = NEVER
         self._keepalive = keepalive
         self._timer: asyncio.TimerHandle | None = None
         self._heard = False
@@ -92,7 +101,7 @@ class H2Connection(Expiring):
 
         An upgrade becomes an extended CONNECT (RFC 8441), and the 200 that accepts it a 101. `sent()` is called when
         the whole request is out, and returns how many seconds the head may take from there; `until` is when the whole
-        exchange must have ended, on the event loop's clock. Raises Unprocessed, Unanswered, or ProxyError with
+        exchange must have ended, in monotonic seconds. Raises Unprocessed, Unanswered, or ProxyError with
         upstream_reset, upstream_timeout or upstream_protocol. A caller that is cancelled resets its stream.
         """
         self.uses += 1
@@ -114,6 +123,24 @@ class H2Connection(Expiring):
         stream.owner = call
         self._known_active += 1
         return await call.run(body, sent, until)
+
+    def watch(self, deadline: float) -> None:
+        """Sees to it that a call's deadline is noticed."""
+        if deadline < self._watched:
+            self._watched = deadline
+            self._deadlines.watch(self, deadline)
+
+    def on_deadline(self, now: float) -> float | None:
+        """See `core.deadlines.Due`."""
+        self._watched = NEVER
+        for stream in list(self.session.streams.values()):
+            call: H2Call | None = stream.owner
+            if call is not None:
+                if call.deadline <= now:
+                    call.expire()
+                else:
+                    self._watched = min(self._watched, call.deadline)
+        return None if self._watched == NEVER else self._watched
 
     def close(self) -> None:
         """Ends the connection when its requests have ended."""
@@ -151,14 +178,11 @@ class H2Connection(Expiring):
         self._flushing = True
         session = self.session
         for event in session.receive(data, self.loop.time()):
-            if type(event) is Data:
-                event.stream.owner.receive_data(event.data, event.ended)
-            elif type(event) is ResponseHead:
-                # Interim answers are for whoever speaks to the upstream, which is us (RFC 9110 15.2).
-                if event.head.status >= 200:
-                    event.stream.owner.receive_head(event.head, event.ended)
-            elif type(event) is Trailers:
-                event.stream.owner.receive_trailers(event.headers)
+            if isinstance(event, (Data, Trailers, ResponseHead)):
+                call: H2Call | None = event.stream.owner
+                # None where it was given up while these events were being looked at.
+                if call is not None:
+                    call.receive(event)
             else:
                 self._on_event(event)
         if self.answered:
@@ -180,7 +204,8 @@ class H2Connection(Expiring):
         self.session.streams.clear()
         for stream in streams:
             stream.state = 0
-            stream.owner.fail(ProxyError("upstream_reset", why) if stream.answered else Unanswered(why))
+            if stream.owner is not None:
+                stream.owner.fail(ProxyError("upstream_reset", why) if stream.answered else Unanswered(why))
         if not self.configured.done():
             self.configured.set_result(None)
         self._changed(self)
@@ -197,14 +222,19 @@ class H2Connection(Expiring):
     # Inside.
 
     def _on_event(self, event: Event) -> None:
-        if isinstance(event, Writable):
-            event.stream.owner.writable()
-        elif isinstance(event, Reset):
-            event.stream.owner.fail(error_of(event))
+        if isinstance(event, (Writable, Reset)):
+            call: H2Call | None = event.stream.owner
+            if call is None:
+                return
+            if type(event) is Writable:
+                call.writable()
+            elif type(event) is Reset:
+                call.fail(error_of(event))
         elif isinstance(event, GoingAway):
             self._going_away = True
             for stream in event.unseen:
-                stream.owner.fail(Unprocessed("the upstream went away before it saw the request"))
+                if stream.owner is not None:
+                    stream.owner.fail(Unprocessed("the upstream went away before it saw the request"))
         elif isinstance(event, Ponged):
             self._rest()
         elif isinstance(event, Configured):
@@ -215,7 +245,8 @@ class H2Connection(Expiring):
             self._why = event.reason
             for stream in self.session.streams.values():
                 stream.state = 0
-                stream.owner.fail(ProxyError("upstream_protocol", event.reason))
+                if stream.owner is not None:
+                    stream.owner.fail(ProxyError("upstream_protocol", event.reason))
             self.session.streams.clear()
 
     def _flush(self) -> None:
@@ -226,7 +257,7 @@ class H2Connection(Expiring):
             return
         if session.more:
             for event in session.pump():
-                event.stream.owner.writable()
+                self._on_event(event)
         if session.has_output:
             data = session.take()
             self.sent += len(data)

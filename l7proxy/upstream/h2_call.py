@@ -1,17 +1,19 @@
 """One request on an HTTP/2 connection to an upstream, between the pool and its stream."""
 
 import asyncio
+import time
 from base64 import b64encode
 from collections.abc import Callable
 from hashlib import sha1
 from typing import TYPE_CHECKING, cast
 
+from l7proxy.core.deadlines import NEVER
 from l7proxy.core.drive import Waiter
 from l7proxy.core.errors import ProxyError
 from l7proxy.core.headers import Headers
 from l7proxy.core.message import Body
 from l7proxy.core.stream import Stream
-from l7proxy.wire.h2_events import H2Stream, Reset
+from l7proxy.wire.h2_events import Data, H2Stream, Reset, ResponseHead, Trailers
 from l7proxy.wire.h2_fields import ResponseFields
 from l7proxy.wire.h2_frames import Error
 
@@ -63,8 +65,8 @@ class H2Call:
         "_complete",
         "_sender",
         "_writable",
-        "_timer",
-        "_deadline",
+        "deadline",
+        "_until",
         "_sent",
     )
 
@@ -73,15 +75,14 @@ class H2Call:
         self.stream: H2Stream
         self.upgrade: bytes | None = None
         self.key = b""
-        self._waiter: Waiter[tuple[ResponseFields, Body]] = Waiter(loop=connection.loop)
+        self._waiter: Waiter[tuple[ResponseFields, Body]] | None = Waiter(loop=connection.loop)
         self._head: ResponseFields | None = None
         self._early: list[bytes] = []
         self._body: Stream | None = None
         self._complete = False
         self._sender: asyncio.Task[None] | None = None
         self._writable: asyncio.Future[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._deadline: asyncio.TimerHandle | None = None
+        self.deadline = self._until = NEVER
         self._sent: Callable[[], float | None] | None = None
 
     async def run(
@@ -90,7 +91,8 @@ class H2Call:
         """Sends the body that follows the head, and waits for the head of the response."""
         connection = self.connection
         if until is not None:
-            self._deadline = connection.loop.call_at(until, self._expire)
+            self.deadline = self._until = until
+            connection.watch(until)
         if type(body) is bytes:
             if body:
                 # What the windows do not admit leaves as they open: the bytes are in memory anyway.
@@ -102,20 +104,18 @@ class H2Call:
             self._sender = connection.loop.create_task(self._send(cast(Stream, body)))
         connection.flush_soon()
         try:
-            return await self._waiter
+            return await cast(Waiter[tuple[ResponseFields, Body]], self._waiter)
         except BaseException:
             self.cancel()
             raise
         finally:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
+            # Its result leads back here.
+            self._waiter = None
 
     def cancel(self) -> None:
         """Nobody waits for the response any more."""
         connection = self.connection
-        if self._deadline is not None:
-            self._deadline.cancel()
+        self._part()
         if self._sender is not None:
             self._sender.cancel()
         if self.stream.state:
@@ -125,7 +125,17 @@ class H2Call:
 
     # What the connection tells.
 
-    def receive_head(self, head: ResponseFields, ended: bool) -> None:
+    def receive(self, event: Data | Trailers | ResponseHead) -> None:
+        """Takes a piece of the response."""
+        if type(event) is Data:
+            self._on_data(event.data, event.ended)
+        elif type(event) is Trailers:
+            self._on_trailers(event.headers)
+        elif type(event) is ResponseHead and event.head.status >= 200:
+            # Interim answers are for whoever speaks to the upstream, which is us (RFC 9110 15.2).
+            self._on_head(event.head, event.ended)
+
+    def _on_head(self, head: ResponseFields, ended: bool) -> None:
         """Takes the final head; it is given on once everything that came with it is there."""
         if self.upgrade is not None and 200 <= head.status < 300:
             head = ResponseFields(101, list(head.headers))
@@ -138,8 +148,7 @@ class H2Call:
         if ended:
             self._end()
 
-    def receive_data(self, data: bytes, ended: bool) -> None:
-        """Takes body bytes as they arrive."""
+    def _on_data(self, data: bytes, ended: bool) -> None:
         body = self._body
         if body is None:
             self._early.append(data)
@@ -150,32 +159,39 @@ class H2Call:
         if ended:
             self._end()
             if body is not None:
+                self._body = None
                 body.end()
 
-    def receive_trailers(self, trailers: Headers) -> None:
-        """Takes the end of the body."""
+    def _on_trailers(self, trailers: Headers) -> None:
         self._end()
         if self._body is None:
             # A whole body has no room for trailers, so it becomes a stream that has ended.
             if not trailers:
                 return
             self._begin_body()
-        cast(Stream, self._body).end(trailers)
+        body = cast(Stream, self._body)
+        if not self._is_awaited():
+            self._body = None
+        body.end(trailers)
 
     def deliver(self) -> None:
         """Gives the response to whoever waits for it, with its body whole if that is so."""
-        if self._waiter.done():
+        waiter = self._waiter
+        if waiter is None or waiter.done():
             return
+        self.deadline = self._until
         body: Body
         if self._body is not None:
             body = self._body
+            if self._complete:
+                self._body = None
         elif self._complete:
             body = b"".join(self._early)
             self.connection.session.release(self.stream)
         else:
             self._begin_body()
             body = cast(Stream, self._body)
-        self._waiter.resolve((cast(ResponseFields, self._head), body))
+        waiter.resolve((cast(ResponseFields, self._head), body))
 
     def fail(self, error: ProxyError) -> None:
         """The stream has ended before its time."""
@@ -184,11 +200,11 @@ class H2Call:
         if self._complete:
             return
         self._complete = True
-        if self._deadline is not None:
-            self._deadline.cancel()
-        if self._body is not None:
-            self._body.fail(error)
-        elif not self._waiter.done():
+        body = self._body
+        self._part()
+        if body is not None:
+            body.fail(error)
+        elif self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(error)
 
     def writable(self) -> None:
@@ -207,8 +223,7 @@ class H2Call:
     def _end(self) -> None:
         """The response is complete; a request that is not has nobody to read it."""
         self._complete = True
-        if self._deadline is not None:
-            self._deadline.cancel()
+        self.stream.owner = None
         if self.stream.state:
             if self._sender is not None:
                 self._sender.cancel()
@@ -220,6 +235,14 @@ class H2Call:
         if session.has_output:
             self.connection.flush_soon()
 
+    def _is_awaited(self) -> bool:
+        """Whether the head has not been given on yet."""
+        return self._waiter is not None and not self._waiter.done()
+
+    def _part(self) -> None:
+        """Lets go of what leads back here, so that nothing is left for the garbage collector."""
+        self.stream.owner = self._body = None
+
     def _closed(self) -> None:
         """The reader of the response gave up."""
         self._complete = True
@@ -227,12 +250,14 @@ class H2Call:
 
     def _arm(self, sent: Callable[[], float | None]) -> None:
         seconds = sent()
-        if seconds is not None and not self._waiter.done():
-            self._timer = self.connection.loop.call_later(max(seconds, 0), self._expire)
+        if seconds is not None and self._is_awaited():
+            self.deadline = min(self.deadline, time.monotonic() + seconds)
+            self.connection.watch(self.deadline)
 
-    def _expire(self) -> None:
+    def expire(self) -> None:
+        """The deadline has passed."""
         error = ProxyError("upstream_timeout", "no response in time")
-        if not self._waiter.done():
+        if self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(error)
         elif not self._complete:
             self.fail(error)

@@ -8,11 +8,13 @@ from typing import cast
 
 import httpx
 
+from l7proxy.core.deadlines import Deadlines
 from l7proxy.core.errors import ProxyError
 from l7proxy.core.headers import Headers
 from l7proxy.core.message import Request
 from l7proxy.upstream.dial import (
     IDEMPOTENT,
+    TICK,
     Dial,
     Load,
     PoolMetrics,
@@ -46,6 +48,7 @@ class H2Transport(httpx.AsyncBaseTransport):
         self._loop = asyncio.get_running_loop()
         self._scheme = b"http" if dial.tls is None else b"https"
         self._connections: list[H2Connection] = []
+        self._deadlines = Deadlines(self._loop, TICK)
         self._dialing: asyncio.Task[None] | None = None
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._sweeper: asyncio.TimerHandle | None = None
@@ -65,9 +68,8 @@ class H2Transport(httpx.AsyncBaseTransport):
             if ledger is not None:
                 ledger.t_connected = time.monotonic()
                 if ledger.grpc and ledger.deadline is not None:
-                    left = ledger.deadline - ledger.t_connected
-                    until = self._loop.time() + left
-                    fields = _with_timeout(fields, left)
+                    until = ledger.deadline
+                    fields = _with_timeout(fields, until - ledger.t_connected)
             reused = connection.uses > 0
             try:
                 head, response_body = await connection.exchange(
@@ -142,7 +144,7 @@ class H2Transport(httpx.AsyncBaseTransport):
                 self._dial,
                 self._load,
                 self._metrics,
-                lambda: H2Connection(self._limits, self._dial.keepalive, self._changed),
+                lambda: H2Connection(self._limits, self._dial.keepalive, self._changed, self._deadlines),
                 timeout,
             )
             self._connections.append(connection)
@@ -214,5 +216,8 @@ class H2Transport(httpx.AsyncBaseTransport):
 
 def _with_timeout(fields: Headers, seconds: float) -> Headers:
     """Returns the fields of a gRPC call with what is left of its time."""
-    value = b"%du" % max(seconds * 1e6, 1) if seconds < 99 else b"%dm" % min(seconds * 1e3, 99_999_999)
-    return [(name, value) if name == b"grpc-timeout" else (name, old) for name, old in fields]
+    for index, (name, _) in enumerate(fields):
+        if name == b"grpc-timeout":
+            value = b"%du" % max(seconds * 1e6, 1) if seconds < 99 else b"%dm" % min(seconds * 1e3, 99_999_999)
+            return [*fields[:index], (name, value), *fields[index + 1 :]]
+    return fields

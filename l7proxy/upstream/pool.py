@@ -13,6 +13,7 @@ from l7proxy.core.errors import ProxyError
 from l7proxy.core.message import Request
 from l7proxy.upstream.dial import (
     IDEMPOTENT,
+    TICK,
     Dial,
     Load,
     PoolMetrics,
@@ -28,9 +29,6 @@ from l7proxy.upstream.transport import request_parts, response_for
 from l7proxy.upstream.tunnel import open_tunnel
 from l7proxy.wire.framing import Limits
 from l7proxy.wire.h1 import ResponseHead
-
-TICK = 0.005
-"""Seconds that a timeout may be late."""
 
 _PEEK_AFTER = 0.005
 """Seconds of rest after which a request that cannot be repeated asks whether its connection still lives."""

@@ -55,18 +55,6 @@ class Session(Control):
         # What blocks that left the decoder's table alone were read as, while that table stays the same.
         self._known: dict[tuple[bytes, bool], RequestFields | ResponseFields | Headers] = {}
         self._known_at = 0
-        self._handlers: dict[int, Callable[[int, int, bytes], None]] = {
-            wire.DATA: self._on_data,
-            wire.HEADERS: self._on_headers,
-            wire.PRIORITY: self._on_priority,
-            wire.RST_STREAM: self._on_rst_stream,
-            wire.SETTINGS: self._on_settings,
-            wire.PUSH_PROMISE: self._on_push_promise,
-            wire.PING: self._on_ping,
-            wire.GOAWAY: self._on_goaway,
-            wire.WINDOW_UPDATE: self._on_window_update,
-            wire.CONTINUATION: self._on_continuation,
-        }
 
     def receive(self, data: bytes, now: float) -> list[Event]:
         """Takes bytes from the peer; `now` is in monotonic seconds, and may be coarse."""
@@ -123,7 +111,7 @@ class Session(Control):
     def _read_frames(self, data: bytes, at: int) -> int:
         end = len(data)
         limit = self.limits.frame
-        handlers = self._handlers
+        handlers = _HANDLERS
         while end - at >= 9:
             word, flags, stream_id = HEADER.unpack_from(data, at)
             size = word >> 8
@@ -139,7 +127,7 @@ class Session(Control):
                 raise Fault(Error.PROTOCOL_ERROR, "continuation_missing")
             handler = handlers.get(kind)
             if handler is not None:
-                handler(stream_id & 0x7FFFFFFF, flags, data[at + 9 : stop])
+                handler(self, stream_id & 0x7FFFFFFF, flags, data[at + 9 : stop])
             else:
                 self._spend("stray_frame_flood", self.limits.stray_frames)
             at = stop
@@ -379,6 +367,20 @@ class Session(Control):
         self.ended = True
         self.send_goaway(True, fault.code, fault.reason.encode())
         self._events += (Refused(fault.reason), Ended(fault.code, fault.reason))
+
+
+_HANDLERS: dict[int, Callable[[Session, int, int, bytes], None]] = {
+    wire.DATA: Session._on_data,
+    wire.HEADERS: Session._on_headers,
+    wire.PRIORITY: Session._on_priority,
+    wire.RST_STREAM: Session._on_rst_stream,
+    wire.SETTINGS: Session._on_settings,
+    wire.PUSH_PROMISE: Session._on_push_promise,
+    wire.PING: Session._on_ping,
+    wire.GOAWAY: Session._on_goaway,
+    wire.WINDOW_UPDATE: Session._on_window_update,
+    wire.CONTINUATION: Session._on_continuation,
+}
 
 
 def _without_padding(payload: bytes) -> bytes:

@@ -35,6 +35,10 @@ _SYMBOLS: tuple[tuple[int, bytes], ...] = (
     ),
     (30, b"\x0a\x0d\x16"),
 )
+# Short strings that were decoded lately: nginx, for one, sends the same ones with each answer.
+_known: dict[bytes, bytes] = {}
+_KNOWN = 1024
+_KNOWN_SIZE = 64
 _EOS = 256
 _DEAD = -1
 
@@ -97,6 +101,9 @@ def _row(state: int) -> _Row:
 
 def decode(data: bytes) -> bytes:
     """Decodes one string. Raises HuffmanError for EOS within it and for padding that is too long or not all ones."""
+    known = _known.get(data)
+    if known is not None:
+        return known
     state = 0
     out: list[bytes] = []
     for byte in data:
@@ -106,4 +113,9 @@ def decode(data: bytes) -> bytes:
         out.append(symbols)
     if state not in _ENDS:
         raise HuffmanError("padding")
-    return b"".join(out)
+    text = b"".join(out)
+    if len(data) <= _KNOWN_SIZE:
+        if len(_known) >= _KNOWN:
+            _known.clear()
+        _known[data] = text
+    return text
