@@ -13,13 +13,31 @@ Body = Union[bytes, Stream]
 """A body that arrived whole is `bytes`; one still on its way is a `Stream`."""
 
 
+class Attempt(Struct, frozen=True, gc=False, rename="camel"):
+    """One attempt at an upstream that was not the last: another followed for `reason`, a condition of `retry.on`.
+
+    `status` is 0 when no response head came, and `code` and `detail` then say why; the `t_*` marks are the ledger's.
+    """
+
+    upstream: str
+    endpoint: str
+    status: int
+    code: str
+    detail: str
+    reason: str
+    t_sent: float
+    t_connected: float
+    t_head: float
+    t_end: float
+
+
 class Request(Struct, weakref=False):
     """One request, and the ledger of what happened to it.
 
     `path` is the normalised path without the query, the one value that is matched and authorised; `target` is what
     is sent upstream. Header names are lower case; hop-by-hop fields are gone. `deadline` and the `t_*` marks are
     `time.monotonic` seconds; `timeout` becomes the deadline once the request has been sent whole, and `per_try` bounds
-    each attempt. `tried` names the endpoints that failed this request. `upgrade` is the protocol asked for
+    each attempt. `tried` are the attempts that were followed by another one. `upgrade` is the protocol asked for
     (`websocket`), whose bytes follow in `body` once the answer is 101 (or 200 to a CONNECT).
     """
 
@@ -52,7 +70,7 @@ class Request(Struct, weakref=False):
     upstream: str = ""
     endpoint: str = ""
     attempt: int = 0
-    tried: list[str] | None = None
+    tried: list[Attempt] | None = None
     code: str = ""
     detail: str = ""
     flags: str = ""

@@ -13,7 +13,7 @@ from l7proxy.core.errors import ProxyError
 from l7proxy.core.fields import Duration, Method
 from l7proxy.core.handler import Build, Filter, Handler
 from l7proxy.core.headers import find
-from l7proxy.core.message import Request, Response
+from l7proxy.core.message import Attempt, Request, Response
 from l7proxy.core.stream import Stream
 
 IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
@@ -26,6 +26,8 @@ GRPC = {
 }  # fmt: skip
 
 _ERRORS = {"connect-failure": "upstream_connect", "reset": "upstream_reset", "timeout": "upstream_timeout"}
+_CONDITIONS = {code: condition for condition, code in _ERRORS.items()}
+_STATUSES = {number: name for name, number in GRPC.items()}
 _SAFE = ("connect-failure", "refused-stream")
 """Conditions under which the upstream cannot have seen the request."""
 
@@ -134,13 +136,16 @@ class Retry(Filter, frozen=True):
                 return refused or code in codes
             return code in codes and may_repeat(request)
 
-        def unwanted_answer(request: Request, response: Response) -> bool:
+        def unwanted_answer(request: Request, response: Response) -> str:
+            """Returns the condition that an answer meets, or nothing."""
+            reason = ""
             if response.status in statuses:
-                return may_repeat(request)
-            if grpc:
+                reason = str(response.status)
+            elif grpc:
                 status = find(response.headers, b"grpc-status")
-                return status is not None and status.isdigit() and int(status) in grpc and may_repeat(request)
-            return False
+                if status is not None and status.isdigit() and int(status) in grpc:
+                    reason = _STATUSES[int(status)]
+            return reason if reason and may_repeat(request) else ""
 
         async def handle(request: Request) -> Response:
             budget.requests += 1
@@ -154,11 +159,14 @@ class Retry(Filter, frozen=True):
                     if error.code.name != "upstream_connect" and not budget.take():
                         exhausted.value += 1
                         raise
+                    code = error.code.name
+                    reason = "refused-stream" if getattr(error, "unprocessed", False) else _CONDITIONS[code]
+                    _take_down(request, 0, code, error.detail, reason, build.clock())
                 else:
                     if (
                         not left
                         or not (statuses or grpc)
-                        or not unwanted_answer(request, response)
+                        or not (reason := unwanted_answer(request, response))
                         or not _replayable(request)
                         or _late(request, build)
                     ):
@@ -167,6 +175,7 @@ class Retry(Filter, frozen=True):
                         exhausted.value += 1
                         return response
                     _discard(response)
+                    _take_down(request, response.status, "", "", reason, build.clock())
                 pause = min(longest, base * 2 ** (attempts - left)) * random()
                 left -= 1
                 retries.value += 1
@@ -226,6 +235,15 @@ class _Replay(Stream):
             if data:
                 self.feed(data)
         return True
+
+
+def _take_down(request: Request, status: int, code: str, detail: str, reason: str, now: float) -> None:
+    """Writes an attempt that another will follow into the ledger, where that one finds nothing of it."""
+    if request.tried is None:
+        request.tried = []
+    times = (request.t_sent, request.t_connected, request.t_head, now)
+    request.tried.append(Attempt(request.upstream, request.endpoint, status, code, detail, reason, *times))
+    request.t_connected = request.t_head = 0.0
 
 
 def _replayable(request: Request) -> bool:

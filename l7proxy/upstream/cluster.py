@@ -177,9 +177,6 @@ class Cluster:
             self._overflows.value += 1
         elif isinstance(error, ProxyError):
             now = self._clock()
-            if request.tried is None:
-                request.tried = []
-            request.tried.append(endpoint.address)
             self._learn(endpoint, True, now)
             observe(endpoint, seconds, True, now)
 
@@ -191,7 +188,8 @@ class Cluster:
         if not usable:
             raise ProxyError("no_healthy_upstream", f"upstream {self.name} has no endpoint")
         if request.tried is not None:
-            fresh = [endpoint for endpoint in usable if endpoint.address not in request.tried]
+            tried = {attempt.endpoint for attempt in request.tried}
+            fresh = [endpoint for endpoint in usable if endpoint.address not in tried]
             usable = fresh or usable
         if len(usable) == 1:
             return usable[0]

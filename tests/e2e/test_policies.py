@@ -137,6 +137,22 @@ def test_attempts_end(sidecar: StartSidecar, serve: StartServer) -> None:
     assert len(app.requests) == 3
 
 
+def test_the_log_tells_the_times_of_the_last_attempt_alone(sidecar: StartSidecar, serve: StartServer) -> None:
+    def busy_then_silent(connection: Connection) -> None:
+        connection.read()
+        if len(connection.server.requests) == 1:
+            connection.send(BUSY)
+        connection.wait_for_close()
+
+    app = serve(busy_then_silent)
+    policies = {"retry": {"attempts": 1, "on": ["503"]}, "timeout": {"perTry": "300ms"}}
+    proxy = sidecar(upstream("pool", app.address), route("all", upstream="pool", policies=policies))
+    assert proxy.get().status == 504
+    (line,) = proxy.log_lines()
+    assert (line["attempts"], line["code"], line["first_byte_ms"]) == (2, "upstream_timeout", None)
+    assert 0 <= line["connect_ms"] < line["duration_ms"]
+
+
 def test_what_is_not_listed_is_not_retried(sidecar: StartSidecar, serve: StartServer) -> None:
     app = serve(failing(10))
     assert retrying(sidecar, app, on=["502", "reset"]).get().status == 503
