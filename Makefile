@@ -3,8 +3,10 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
-	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+# The system's own interpreter first: distributions build it with profile-guided optimisation, and it serves a tenth more
+# requests than one that a version manager compiled without.
+PYTHON ?= $(shell for p in /usr/bin/python3 python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 SECONDS_OF_FUZZ ?= 60
 WORKERS ?= 2
 
@@ -42,8 +44,8 @@ clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(STAMP): pyproject.toml
-	@test -n "$(PYTHON)" || { echo "l7proxy needs CPython 3.11 or newer; name one with make PYTHON=/path/to/python"; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
-		{ echo "this Python cannot make a virtual environment; on Debian: apt-get install python3-venv"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "l7proxy needs CPython 3.11 or newer, with venv (on Debian: apt-get install python3-venv);" \
+		"name one with make PYTHON=/path/to/python"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $(STAMP)

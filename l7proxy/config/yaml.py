@@ -299,6 +299,9 @@ def _explain(error: Any, data: bytes) -> tuple[int, str]:
     line = min(mark.line + 1, len(lines) - (not lines[-1]))
     if lines[line - 1][: mark.column + 1].endswith("\t"):
         return line, "a tab cannot indent in YAML: use blanks"
+    if error.problem == "exceeded maximum nesting depth":
+        # The scanner runs ahead of the events, and newer releases of it have a bound of their own, above ours.
+        return line, f"nested deeper than {MAX_DEPTH}"
     context = f" ({error.context})" if getattr(error, "context", None) else ""
     if "flow" in context and _UNQUOTED.search(lines[line - 1]):
         return line, "not valid YAML: within [] and {} a ${NAME} needs quotes"

@@ -66,11 +66,13 @@ def log_failures(loop: asyncio.AbstractEventLoop, log: Log) -> None:
 
     def failed(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
+        task = context.get("task")
         log(
             "error",
             "internal error",
             message=str(context.get("message", "")),
             error=f"{type(error).__name__}: {error}" if error is not None else "",
+            **({"task": repr(task)} if task is not None else {}),
         )
 
     loop.set_exception_handler(failed)

@@ -224,9 +224,10 @@ class H2Call:
         """The response is complete; a request that is not has nobody to read it."""
         self._complete = True
         self.stream.owner = None
+        if self._sender is not None:
+            # Whatever the stream's state: a reset that came along has closed it, and would leave the sender waiting.
+            self._sender.cancel()
         if self.stream.state:
-            if self._sender is not None:
-                self._sender.cancel()
             self.connection.session.send_reset(self.stream, Error.CANCEL)
 
     def _consumed(self, size: int) -> None:
