@@ -61,7 +61,7 @@ def test_the_index_names_every_path_and_how_to_ask(proxy: Sidecar) -> None:
     index = ask(proxy.admin, "/").json
     assert index["/loglevel"] == ["GET", "POST"]
     assert index["/drain"] == ["POST"]
-    for path in ("/ready", "/live", "/metrics", "/config", "/routes", "/clusters", "/certs", "/stats"):
+    for path in ("/ready", "/live", "/metrics", "/config", "/routes", "/clusters", "/certs", "/stats", "/openapi.json"):
         assert index[path] == ["GET"]
         assert ask(proxy.admin, path).status == 200
 
@@ -141,6 +141,8 @@ def test_what_changes_something_is_post_and_the_rest_is_not(proxy: Sidecar, meth
 
 
 def test_there_is_nothing_else(proxy: Sidecar) -> None:
+    wrong = ask(proxy.admin, "/stats?prefix=l7proxy_")
+    assert (wrong.status, wrong.json) == (400, {"error": "unknown parameter 'prefix'; there are name"})
     answer = ask(proxy.admin, "/config/")
     assert (answer.status, answer.json) == (404, {"error": "Not Found"})
     assert ask(proxy.metrics_at, "/config").status == 404

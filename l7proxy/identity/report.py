@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TypedDict
 
 from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -19,6 +19,32 @@ from l7proxy.identity.sources import Files
 
 _GAUGE = "l7proxy_certificate_expiry_seconds"
 _HELP = "Seconds until the first certificate of a chain or bundle expires; negative once it has"
+
+
+class ShownCertificate(TypedDict):
+    """One certificate; `name` is its identity, or the subject where it names none."""
+
+    name: str
+    subject: str
+    issuer: str
+    serial: str
+    notBefore: str
+    notAfter: str
+    expiresInSeconds: int
+    sha256: str
+
+
+class ShownIdentity(TypedDict):
+    """One certificate in use with its chain, the authorities that peers are verified by, and when it was replaced."""
+
+    name: str
+    identity: str
+    trustDomains: list[str]
+    chain: list[ShownCertificate]
+    authorities: dict[str, list[ShownCertificate]]
+    revoked: int
+    rotated: str | None
+    generation: int
 
 
 def count_expiry(stats: Stats, identity: Identity) -> None:
@@ -37,9 +63,9 @@ def forget_expiry(stats: Stats, identity: Identity) -> None:
         stats.forget(_GAUGE, certificate=identity.name, role=role)
 
 
-def certificates(identities: Sequence[Identity]) -> list[dict[str, Any]]:
-    """Returns what `/certs` shows: for each identity its chain, its authorities and when they were last replaced."""
-    shown = []
+def certificates(identities: Sequence[Identity]) -> list[ShownIdentity]:
+    """Returns what `/certs` shows."""
+    shown: list[ShownIdentity] = []
     for identity in identities:
         material = identity.material
         shown.append(
@@ -96,7 +122,7 @@ def _left(certificates: Sequence[bytes]) -> float:
     return min(ends, default=0.0) - time.time()
 
 
-def _show(der: bytes) -> dict[str, Any]:
+def _show(der: bytes) -> ShownCertificate:
     certificate = x509.load_der_x509_certificate(der)
     end = certificate.not_valid_after_utc.timestamp()
     return {

@@ -5,7 +5,7 @@ import gc
 import signal
 from typing import Any
 
-from l7proxy.admin import admin_app, health_app, metrics_app
+from l7proxy.admin.app import admin_app, health_app, metrics_app
 from l7proxy.config.model import Model, Sidecar
 from l7proxy.core.handler import Source
 from l7proxy.core.stats import Stats

@@ -1,4 +1,4 @@
-"""What the admin API is told of this process; see `admin.AdminView`."""
+"""What the admin API is told of this process; see `admin.app.AdminView`."""
 
 import time
 from collections.abc import Mapping
@@ -6,16 +6,19 @@ from typing import Any
 
 import msgspec
 
+from l7proxy.admin import answers
 from l7proxy.config.model import Resource
 from l7proxy.core.slices import between
 from l7proxy.core.stats import Stats
 from l7proxy.identity.material import Material
-from l7proxy.identity.report import certificates
+from l7proxy.identity.report import ShownIdentity, certificates
 from l7proxy.proxy.control import Control
 from l7proxy.proxy.decision import Question
 from l7proxy.proxy.explain import Explainer, explaining
+from l7proxy.proxy.explanation import Explanation
 from l7proxy.proxy.snapshot import Snapshot
 from l7proxy.server.drain import Drain
+from l7proxy.telemetry.log import Level
 
 
 class View:
@@ -27,10 +30,10 @@ class View:
         self._explainer: tuple[Snapshot, Explainer] | None = None
 
     @property
-    def level(self) -> str:
+    def level(self) -> Level:
         return self._control.telemetry.log.level
 
-    def set_level(self, level: str) -> None:
+    def set_level(self, level: Level) -> None:
         self._control.telemetry.log.level = level
 
     async def collect(self) -> Stats:
@@ -49,7 +52,7 @@ class View:
     def not_live(self) -> str:
         return ""
 
-    def config(self) -> Any:
+    def config(self) -> answers.Config:
         model = self._control.snapshot.model
         documents: list[Resource[Any]] = [model.sidecar, *model.upstreams.values(), *model.routes]
         documents += [document for kind in model.others.values() for document in kind]
@@ -67,7 +70,7 @@ class View:
             ],
         }
 
-    def routes(self) -> Any:
+    def routes(self) -> list[answers.Route]:
         return [
             {
                 "name": document.name,
@@ -82,7 +85,7 @@ class View:
             for document in self._control.snapshot.model.routes
         ]
 
-    def clusters(self) -> Any:
+    def clusters(self) -> list[answers.Cluster]:
         now = time.monotonic()
         return [
             {
@@ -103,10 +106,10 @@ class View:
             for name, cluster in self._control.snapshot.clusters.items()
         ]
 
-    def certs(self) -> Any:
+    def certs(self) -> list[ShownIdentity]:
         return certificates(self._control.identities())
 
-    async def explain(self, question: Question) -> Any:
+    async def explain(self, question: Question) -> Explanation:
         # Compiled at the first question to a configuration, between requests, and kept while it is live.
         snapshot = self._control.snapshot
         known = self._explainer

@@ -15,6 +15,7 @@ from l7proxy.server.process import Process, tell
 from l7proxy.server.program import leave, loop_until_done, prepare
 from l7proxy.server.totals import Dump, dump
 from l7proxy.telemetry.lines import LineWriter
+from l7proxy.telemetry.log import Level
 
 
 class Worker:
@@ -35,7 +36,7 @@ class Worker:
     def add(self, digest: Digest, data: bytes) -> None:
         self._pieces.add(digest, data)
 
-    def start(self, head: Model, digests: list[Digest], descriptors: dict[str, list[int]], level: str) -> None:
+    def start(self, head: Model, digests: list[Digest], descriptors: dict[str, list[int]], level: Level) -> None:
         """Compiles the first model and begins to serve on open sockets. Raises ConfigError."""
         sockets = {name: [socket.socket(fileno=number) for number in numbers] for name, numbers in descriptors.items()}
         self._running = Process(self._pieces.build(head, digests), sockets)
@@ -59,7 +60,7 @@ class Worker:
         """Returns what the admin API of this process alone would."""
         return getattr(self._process.view, name)(*arguments)
 
-    def set_level(self, level: str) -> None:
+    def set_level(self, level: Level) -> None:
         self._process.view.set_level(level)
 
     def reopen(self) -> None:

@@ -13,15 +13,19 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
+from l7proxy.admin import answers
+from l7proxy.admin.declare import Refused
 from l7proxy.config.model import Model
 from l7proxy.core.errors import ConfigError, Problem
 from l7proxy.core.handler import Source
 from l7proxy.core.slices import between
 from l7proxy.core.stats import Stats
+from l7proxy.identity.report import ShownIdentity
 from l7proxy.proxy.control import follow
 from l7proxy.proxy.decision import Question
+from l7proxy.proxy.explanation import Explanation
 from l7proxy.server.channel import Caller, WorkerGone, connect
 from l7proxy.server.drain import TOLD, Report, patience
 from l7proxy.server.hosting import hosted
@@ -30,7 +34,7 @@ from l7proxy.server.parcel import Digest, Piece, pack
 from l7proxy.server.process import APPS, Endings, Handover, hear_reload, log_failures, tell
 from l7proxy.server.totals import Dump, add_up, dump
 from l7proxy.telemetry.facade import Telemetry, resource
-from l7proxy.telemetry.log import Log
+from l7proxy.telemetry.log import Level, Log
 
 BACKOFF = 0.1
 """Seconds before a worker that died is replaced, twice as many each time that it dies young again."""
@@ -276,16 +280,16 @@ def _launch(channel: socket.socket, descriptors: dict[str, list[int]]) -> subpro
 
 
 class SeveralView:
-    """What the admin API is told of several processes; see `admin.AdminView`."""
+    """What the admin API is told of several processes; see `admin.app.AdminView`."""
 
     def __init__(self, workers: Workers) -> None:
         self._workers = workers
 
     @property
-    def level(self) -> str:
+    def level(self) -> Level:
         return self._workers.telemetry.log.level
 
-    async def set_level(self, level: str) -> None:
+    async def set_level(self, level: Level) -> None:
         self._workers.telemetry.log.level = level
         await self._workers.every("set_level", level)
 
@@ -307,21 +311,21 @@ class SeveralView:
     def not_live(self) -> str:
         return ""
 
-    async def config(self) -> Any:
-        return await self._any("config")
+    async def config(self) -> answers.Config:
+        return cast(answers.Config, await self._any("config"))
 
-    async def routes(self) -> Any:
-        return await self._any("routes")
+    async def routes(self) -> list[answers.Route]:
+        return cast(list[answers.Route], await self._any("routes"))
 
-    async def certs(self) -> Any:
-        return await self._any("certs")
+    async def certs(self) -> list[ShownIdentity]:
+        return cast(list[ShownIdentity], await self._any("certs"))
 
-    async def explain(self, question: Question) -> Any:
-        return await self._any("explain", question)
+    async def explain(self, question: Question) -> Explanation:
+        return cast(Explanation, await self._any("explain", question))
 
-    async def clusters(self) -> Any:
+    async def clusters(self) -> list[answers.Cluster]:
         """Adds up what each worker has under way; latencies are those of the slowest."""
-        total: dict[str, Any] = {}
+        total: dict[str, answers.Cluster] = {}
         for clusters in await self._workers.every("view", "clusters"):
             for cluster in clusters:
                 known = total.setdefault(cluster["name"], cluster)
@@ -333,14 +337,14 @@ class SeveralView:
         await self._workers.begin_drain()
 
     async def _any(self, name: str, *arguments: Any) -> Any:
-        """Asks one worker, as all have the same configuration."""
+        """Asks one worker, as all have the same configuration; raises Refused where none serves."""
         for worker in list(self._workers.live.values()):
             with suppress(WorkerGone):
                 return await worker.call("view", name, *arguments)
-        return None
+        raise Refused(503, "no worker serves")
 
 
-def _add_cluster(total: dict[str, Any], more: dict[str, Any]) -> None:
+def _add_cluster(total: answers.Cluster, more: answers.Cluster) -> None:
     for key in ("requests", "pending", "connections"):
         total[key] += more[key]
     endpoints = {endpoint["address"]: endpoint for endpoint in total["endpoints"]}
@@ -350,5 +354,5 @@ def _add_cluster(total: dict[str, Any], more: dict[str, Any]) -> None:
             total["endpoints"].append(endpoint)
         else:
             known["active"] += endpoint["active"]
-            for key in ("latency_ms", "ejected_for_s"):
-                known[key] = max(known[key], endpoint[key])
+            known["latency_ms"] = max(known["latency_ms"], endpoint["latency_ms"])
+            known["ejected_for_s"] = max(known["ejected_for_s"], endpoint["ejected_for_s"])

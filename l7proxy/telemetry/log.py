@@ -39,11 +39,11 @@ class Log:
         self.level = level
 
     @property
-    def level(self) -> str:
+    def level(self) -> Level:
         return self._level
 
     @level.setter
-    def level(self, level: str) -> None:
+    def level(self, level: Level) -> None:
         """Raises KeyError for a level that there is not."""
         self._least = LEVELS[level]
         self._level = level

@@ -66,6 +66,14 @@ def test_metrics_and_admin_add_up(sidecar: StartSidecar, serve: StartServer) -> 
     assert len(proxy.log_lines(72)) == 72
 
 
+def test_what_only_a_worker_knows_is_refused_while_none_lives(sidecar: StartSidecar, serve: StartServer) -> None:
+    proxy = start(sidecar, app=serve().address)
+    for pid in pids(proxy):
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: admin(proxy, "/config") == (503, '{\n  "error": "no worker serves"\n}\n'))
+    wait_for(lambda: admin(proxy, "/config")[0] == 200, 30)
+
+
 def test_both_workers_serve(sidecar: StartSidecar, serve: StartServer) -> None:
     app = serve()
     proxy = start(sidecar, app=app.address)

@@ -1,0 +1,1 @@
+"""What operators, probes and Prometheus ask of a running sidecar."""

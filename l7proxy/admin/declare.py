@@ -1,0 +1,150 @@
+"""Endpoints as declarations: what is served, what a query may hold and what the OpenAPI document says are one thing."""
+
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Struct, structs
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+JSON = "application/json"
+OK = MappingProxyType({200: "The answer."})
+
+
+class Refused(Exception):
+    """A question that gets no answer: with which status, and why."""
+
+    def __init__(self, status: int, why: str) -> None:
+        self.status = status
+        self.why = why
+
+
+class Query(Struct, frozen=True):
+    """The parameters of a query; those that may be given more than once are tuples."""
+
+
+class Endpoint(Struct, frozen=True):
+    """One method of one path; made by `get` and `post`.
+
+    `content` is the type of what is answered, by media type, and `answers` says with which statuses; `refusals` says
+    with which others it may refuse, beside those of every endpoint.
+    """
+
+    method: Literal["GET", "POST"]
+    path: str
+    answer: Callable[..., Awaitable[Any]]
+    summary: str
+    query: type[Query] | None
+    content: Mapping[str, Any]
+    answers: Mapping[int, str] = OK
+    refusals: Mapping[int, str] = {}
+
+
+def get(path: str, answer: Callable[..., Awaitable[Any]], **more: Any) -> Endpoint:
+    """Declares what can be asked for; see `declared`."""
+    return declared("GET", path, answer, **more)
+
+
+def post(path: str, answer: Callable[..., Awaitable[Any]], **more: Any) -> Endpoint:
+    """Declares what changes something; see `declared`."""
+    return declared("POST", path, answer, **more)
+
+
+def declared(
+    method: Literal["GET", "POST"],
+    path: str,
+    answer: Callable[..., Awaitable[Any]],
+    content: Mapping[str, Any] | None = None,
+    **more: Any,
+) -> Endpoint:
+    """Returns the endpoint that an asynchronous function is.
+
+    Its docstring is the summary. It takes the request, and a `query` where it has parameters, whose annotation is their
+    type. What it returns is written as JSON, and is of the type that it says; or it returns a Response of `content`.
+    """
+    hints = get_type_hints(answer, include_extras=True)
+    content = content or {JSON: hints["return"]}
+    return Endpoint(method, path, answer, answer.__doc__ or "", hints.get("query"), content, **more)
+
+
+def application(endpoints: Sequence[Endpoint]) -> App:
+    """Returns what serves the endpoints; any other path is 404, any other method 405."""
+    paths: dict[str, dict[str, Endpoint]] = {}
+    for endpoint in endpoints:
+        paths.setdefault(endpoint.path, {})[endpoint.method] = endpoint
+    routes = [Route(path, _server(methods), methods=list(methods)) for path, methods in paths.items()]
+
+    async def refuse(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return as_json({"error": error.detail}, error.status_code, error.headers)
+
+    app = Starlette(routes=routes, exception_handlers={HTTPException: refuse})
+    app.router.redirect_slashes = False
+    return cast(App, app)
+
+
+def as_json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Returns an answer that people can read too."""
+    text = msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2)
+    return Response(text + b"\n", status, headers, media_type=JSON)
+
+
+def parameters(query: type[Query] | None) -> dict[str, structs.FieldInfo]:
+    """Returns the parameters of a query by name."""
+    return {field.encode_name: field for field in structs.fields(query)} if query is not None else {}
+
+
+def repeatable(field: structs.FieldInfo) -> bool:
+    """Says whether a parameter may be given more than once."""
+    return get_origin(_kind(field)) is tuple
+
+
+def _server(methods: Mapping[str, Endpoint]) -> Callable[[Request], Awaitable[Response]]:
+    async def serve(request: Request) -> Response:
+        endpoint = methods["GET" if request.method == "HEAD" else request.method]
+        try:
+            asked = {} if endpoint.query is None else {"query": _read(endpoint.query, request)}
+            result = await endpoint.answer(request, **asked)
+        except Refused as error:
+            return as_json({"error": error.why}, error.status)
+        return result if isinstance(result, Response) else as_json(result)
+
+    return serve
+
+
+def _read(query: type[Query], request: Request) -> Query:
+    """Returns what a query asks for; raises Refused that says what is wrong with it."""
+    fields = parameters(query)
+    texts: dict[str, Any] = {}
+    for name, text in request.query_params.multi_items():
+        if name not in fields:
+            raise Refused(400, f"unknown parameter {name!r}; there are {', '.join(fields)}")
+        texts[name] = (*texts.get(name, ()), text) if repeatable(fields[name]) else text
+    for name, field in fields.items():
+        if field.required and name not in texts:
+            raise Refused(400, f"the parameter {name} is missing")
+    return query(**{fields[name].name: _convert(name, fields[name], text) for name, text in texts.items()})
+
+
+def _convert(name: str, field: structs.FieldInfo, text: Any) -> Any:
+    try:
+        return msgspec.convert(text, field.type, strict=False)
+    except msgspec.ValidationError as error:
+        kind = _kind(field)
+        if get_origin(kind) is Literal:
+            raise Refused(400, f"{name} must be one of {', '.join(get_args(kind))}") from None
+        raise Refused(400, f"{name}: {error}") from None
+
+
+def _kind(field: structs.FieldInfo) -> Any:
+    return get_args(field.type)[0] if get_origin(field.type) is Annotated else field.type
