@@ -3,15 +3,17 @@
 import argparse
 import asyncio
 import sys
+import time
 
 import msgspec
 
 from l7proxy.config.load import load
 from l7proxy.config.model import Model
 from l7proxy.core.errors import ConfigError
-from l7proxy.core.fields import show_duration
+from l7proxy.core.fields import duration, show_duration
 from l7proxy.core.slices import finish
-from l7proxy.proxy.decision import Question, field
+from l7proxy.proxy.debug import HEADER, LONGEST, read_key, sign
+from l7proxy.proxy.decision import Asked, Question, field
 from l7proxy.proxy.explain import explaining
 from l7proxy.proxy.explanation import Explanation, Timeouts
 
@@ -21,8 +23,12 @@ _MADE = ("x-request-id", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-ho
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's arguments."""
-    parser.add_argument(
-        "-c", "--config", metavar="PATH", action="append", required=True, help="a YAML file or a folder; repeatable"
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("-c", "--config", metavar="PATH", action="append", help="a YAML file or a folder; repeatable")
+    asked.add_argument(
+        "--sign",
+        metavar="KEY",
+        help="print the header with which this very request asks a sidecar that has the key in its `debug.key`",
     )
     parser.add_argument("--app", metavar="URL", help="the local application, where `run` will be given one")
     parser.add_argument("method", metavar="METHOD", help="like GET")
@@ -36,6 +42,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--direction", choices=("inbound", "outbound"), default="inbound", help="which listener is asked"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--valid",
+        metavar="DURATION",
+        type=_duration,
+        default=60.0,
+        help=f"how long a signed header holds, at most {show_duration(LONGEST)} (default: 1m)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,6 +56,9 @@ def run(args: argparse.Namespace) -> int:
     inbound = args.direction == "inbound"
     question = Question(args.method, args.url, args.identity, tuple(args.header), args.source_ip, inbound)
     try:
+        if args.sign is not None:
+            print(_signed(args.sign, question, args.valid))
+            return 0
         explanation = asyncio.run(_ask(load(args.config, args.app, elsewhere=True), question))
     except ConfigError as error:
         print(error, file=sys.stderr)
@@ -50,6 +66,9 @@ def run(args: argparse.Namespace) -> int:
     except ValueError as error:
         print(f"l7proxy explain: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"l7proxy explain: {args.sign}: {error.strerror}", file=sys.stderr)
+        return 1
     if args.json:
         print(msgspec.json.format(msgspec.json.encode(explanation), indent=2).decode())
     else:
@@ -59,6 +78,14 @@ def run(args: argparse.Namespace) -> int:
 
 async def _ask(model: Model, question: Question) -> Explanation:
     return await finish(explaining(model)).ask(question)
+
+
+def _signed(path: str, question: Question, seconds: float) -> str:
+    """Returns the header field with which a request may ask for `seconds`."""
+    asked = Asked(question)
+    expiry = int(time.time() + seconds)
+    value = sign(read_key(path), asked.method, asked.authority, asked.path, asked.query, expiry)
+    return f"{HEADER.decode()}: {value.decode()}"
 
 
 def render(explanation: Explanation) -> list[str]:
@@ -133,6 +160,16 @@ def _timeouts(timeouts: Timeouts) -> str:
 
 def _line(label: str, text: str) -> str:
     return f"{label:10}{text}"
+
+
+def _duration(text: str) -> float:
+    try:
+        seconds = duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if not 0 < seconds <= LONGEST:
+        raise argparse.ArgumentTypeError(f"{text} is not between 1s and {show_duration(LONGEST)}")
+    return seconds
 
 
 def _field(text: str) -> tuple[str, str]:

@@ -168,6 +168,12 @@ class Tracing(Part, frozen=True):
     b3: Annotated[bool, doc("Read and write B3 headers too.")] = False
 
 
+class Debug(Part, frozen=True):
+    """Requests that ask for their own decision in a header that is signed with a key."""
+
+    key: Annotated[File, doc("The file of the key: at least 32 bytes, such as 64 hexadecimal digits.")]
+
+
 class AccessLog(Part, frozen=True):
     """One line for each request."""
 
@@ -266,6 +272,7 @@ class Sidecar(Part, frozen=True):
     health: Annotated[Health | None, doc("The endpoint for probes.")] = None
     tracing: Annotated[Tracing | None, doc("Distributed traces.")] = None
     access_log: Annotated[AccessLog | None, doc("The access log.")] = None
+    debug: Annotated[Debug | None, doc("Who may ask on a request itself why it was decided so.")] = None
     timeouts: Annotated[Timeouts, doc("Times that bound each connection from callers.")] = Timeouts()
     limits: Annotated[Limits, doc("Sizes and counts beyond which a request is refused.")] = Limits()
     drain: Annotated[Drain, doc("How the process ends.")] = Drain()

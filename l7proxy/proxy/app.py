@@ -17,6 +17,7 @@ from l7proxy.core.headers import Headers, find
 from l7proxy.core.message import Body, Request, Response
 from l7proxy.core.stream import Stream, held
 from l7proxy.proxy.snapshot import Live, Route, Side, Snapshot, Target
+from l7proxy.proxy.trace import Decision, tell
 from l7proxy.telemetry.access import Mark
 from l7proxy.wire.framing import Malformed
 from l7proxy.wire.path import ambiguous, normalise, unescape_slashes
@@ -59,10 +60,14 @@ def make_app(live: Live, inbound: bool) -> Callable[[Exchange], Awaitable[None]]
         failure: BaseException | None = None
         try:
             try:
+                if snapshot.debug is not None and snapshot.debug.asks(request):
+                    request.trace = Decision(told=True)
                 # First of all, so that a request which no route takes has its ids too.
                 if inbound:
                     side.forwarding.apply(request)
                 snapshot.tracer.begin(request)
+                if request.span is not None and request.trace is None:
+                    request.trace = Decision()
                 if request.method == b"POST":
                     grpc.begin(request)
                 serves = exchange.serves
@@ -81,6 +86,8 @@ def make_app(live: Live, inbound: bool) -> Callable[[Exchange], Awaitable[None]]
                 response = _answer(
                     live, snapshot, request, ProxyError("filter_error", f"{type(error).__name__}: {error}")
                 )
+            if request.trace is not None and request.trace.told:
+                tell(request, response, snapshot.version)
             status = response.status
             body = response.body
             if type(body) is bytes:
@@ -135,7 +142,10 @@ def _route(side: Side, request: Request, live: Live) -> Target:
     if path is not raw and ambiguous(path):
         path = _unambiguous(side, path)
     request.path = path
-    target = side.router.match(request.authority, path, request.method, request.headers, request.query)
+    trace = request.trace
+    target = side.router.match(
+        request.authority, path, request.method, request.headers, request.query, trace and trace.candidates
+    )
     if target is None:
         if side.router.knows(request.authority):
             raise ProxyError("no_route")
@@ -153,7 +163,10 @@ def _tunnel(side: Side, request: Request) -> Target:
     """Finds the route of a CONNECT, which has a host and no path; raises ProxyError where no tunnel may be opened."""
     target = None
     if request.upgrade is not None:
-        target = side.router.match(request.authority, b"/", b"CONNECT", request.headers, b"")
+        trace = request.trace
+        target = side.router.match(
+            request.authority, b"/", b"CONNECT", request.headers, b"", trace and trace.candidates
+        )
     if target is None or not target.route.connect:
         raise ProxyError("method_not_allowed", "CONNECT")
     return target

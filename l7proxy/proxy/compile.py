@@ -20,12 +20,14 @@ from l7proxy.filters.authorizer import Authorizer
 from l7proxy.filters.retry import Retry
 from l7proxy.proxy import targets
 from l7proxy.proxy.clusters import Clusters
+from l7proxy.proxy.debug import Debugging
 from l7proxy.proxy.egress import NAME as EGRESS
 from l7proxy.proxy.egress import Egress
 from l7proxy.proxy.forwarding import Forwarding
 from l7proxy.proxy.identities import Identities, InboundIdentity
 from l7proxy.proxy.router import Router, Rule
 from l7proxy.proxy.snapshot import Route, Side, Snapshot, Target
+from l7proxy.proxy.trace import arriving, watched
 from l7proxy.telemetry.access import AccessLog
 from l7proxy.telemetry.facade import Telemetry, resource
 from l7proxy.telemetry.tracing import Tracer
@@ -38,6 +40,7 @@ class _Memo(Struct):
     resource: Resource[RouteSpec]
     clusters: tuple[Cluster, ...]
     authorizer: Authorizer | None
+    watched: bool
     route: Route
     kept: list[Any]
 
@@ -79,12 +82,14 @@ class Compiler:
         self._serial = 0
         self._authorizer: Authorizer | None = None
         self._specs: dict[str, tuple[Upstream, Cluster]] = {}
+        self._watches = False
 
     def steps(self, model: Model) -> Steps[Snapshot]:
         """Compiles in steps of well under a millisecond; raises ConfigError with every problem found."""
         self._next = {}
         self._specs = {}
         sidecar = model.sidecar.spec
+        self._watches = self.watches(sidecar)
         inbound, outbound = sidecar.inbound, sidecar.outbound
         if inbound is not None and inbound.app is not None:
             self._specs[APP] = self._app(inbound.app, model.sidecar)
@@ -155,6 +160,7 @@ class Compiler:
             tls=tls,
             admits=_admits(inbound),
             clusters={name: cluster for name, (_, cluster) in self._specs.items()},
+            debug=self._debugging(model.sidecar),
         )
         return snapshot
 
@@ -189,6 +195,18 @@ class Compiler:
             file, line = sidecar.where("spec.accessLog.path")
             raise ConfigError([Problem(file, line, f"accessLog.path: {spec.path}: {error.strerror}")]) from None
 
+    def _debugging(self, sidecar: Resource[Sidecar]) -> Debugging | None:
+        spec = sidecar.spec.debug
+        if spec is None:
+            return None
+        path = spec.key
+        try:
+            return self._keep.get(("debug", path), lambda: Debugging(path, self._stats))
+        except (OSError, ValueError) as error:
+            file, line = sidecar.where("spec.debug.key")
+            why = error.strerror if isinstance(error, OSError) else error
+            raise ConfigError([Problem(file, line, f"debug.key: {path}: {why}")]) from None
+
     def _app(self, url: str, sidecar: Resource[Sidecar]) -> tuple[Upstream, Cluster]:
         scheme, _, rest = url.partition("://")
         address = rest.partition("/")[0]
@@ -211,13 +229,14 @@ class Compiler:
             and memo.resource == resource
             and _same(memo.clusters, clusters)
             and memo.authorizer is guarded
+            and memo.watched is self._watches
         ):
             self._keep.renew(memo.kept)
             self._next[key] = memo
             return memo.route
         self._keep.asked()
         route = self._compile(resource, clusters)
-        self._next[key] = _Memo(resource, clusters, guarded, route, self._keep.asked())
+        self._next[key] = _Memo(resource, clusters, guarded, self._watches, route, self._keep.asked())
         return route
 
     def _compile(self, resource: Resource[RouteSpec], clusters: tuple[Cluster, ...]) -> Route:
@@ -255,8 +274,7 @@ class Compiler:
             ),
             spec.path.forward == "original",
             spec.connect,
-            resource.file,
-            resource.line,
+            resource,
         )
 
     def _plain(self, name: str, inbound: bool, handle: Handler) -> Route:
@@ -266,13 +284,19 @@ class Compiler:
         handle = self._guarded(self.wrap(Retry(), handle, build), build)
         return Route(name, handle, self._metrics.route(self._keep, name, inbound))
 
+    def watches(self, sidecar: Sidecar) -> bool:
+        """Says whether a request may have a trace of what is decided about it; else policies are not looked at."""
+        traced = sidecar.tracing is not None and sidecar.tracing.otlp is not None
+        return traced or sidecar.debug is not None
+
     def wrap(self, policy: Filter, inner: Handler, build: Build) -> Handler:
-        """Returns the handler of one policy around `inner`; `explain` looks on here."""
-        return policy.wrap(inner, build)
+        """Returns the handler of one policy around `inner`."""
+        handle = policy.wrap(inner, build)
+        return watched(policy.name, handle) if self._watches else handle
 
     def end(self, upstream: str, handle: Handler) -> Handler:
         """Returns the innermost handler, of an upstream or of the route's own answer (""); `explain` stops here."""
-        return handle
+        return arriving(upstream, handle) if self._watches else handle
 
     def aside(self, upstream: str, handle: Handler) -> Handler:
         """Returns the handler for what a policy itself asks of an upstream; `explain` asks nothing."""

@@ -1,4 +1,4 @@
-"""What is asked of a configuration, and the trace that the live path's own functions leave on the way to an answer."""
+"""What is asked of a configuration: a request that nobody sends, and the exchange that it is put into."""
 
 import ipaddress
 from collections.abc import Callable
@@ -6,13 +6,11 @@ from typing import Any
 
 from msgspec import Struct
 
-from l7proxy.core.errors import ProxyError
 from l7proxy.core.exchange import CONNECT
 from l7proxy.core.headers import Headers, find, without
-from l7proxy.core.message import Body, Request
+from l7proxy.core.message import Body
 from l7proxy.core.peer import ANONYMOUS, Peer
 from l7proxy.identity.peer import peer_named
-from l7proxy.proxy.router import Trace
 
 
 class Question(Struct, frozen=True):
@@ -28,68 +26,6 @@ class Question(Struct, frozen=True):
     headers: tuple[tuple[str, str], ...] = ()
     source: str = "127.0.0.1"
     inbound: bool = True
-
-
-class Step(Struct):
-    """What one policy did; `outcome` is empty where it had nothing to say, `where` is the `file:line` of the rule."""
-
-    policy: str
-    outcome: str = ""
-    rule: str = ""
-    where: str = ""
-
-
-class Sent(Struct, frozen=True):
-    """What an upstream would have been asked, and how long the request might have waited for it, in seconds."""
-
-    authority: bytes
-    target: bytes
-    headers: Headers
-    timeout: float | None
-    per_try: float | None
-
-
-class Decision:
-    """Stands in `Request.trace`: policies tell it their verdicts, and the explaining compiler where the request is."""
-
-    def __init__(self) -> None:
-        self.request: Request | None = None
-        self.candidates: Trace = []
-        self.steps: list[Step] = []
-        self.upstream: str | None = None
-        """Where the request ended: an upstream's name, "" for the route's own answer, None if it got to neither."""
-        self.sent: Sent | None = None
-        self._blamed = False
-
-    def verdict(self, policy: str, rule: str, outcome: str, where: str) -> None:
-        """A policy says what it decided, by which rule, and where that stands."""
-        last = self.steps[-1] if self.steps else None
-        if last is None or last.policy != policy or last.outcome:
-            last = self.enter(policy)
-        last.outcome, last.rule, last.where = outcome, rule, where
-
-    def enter(self, policy: str) -> Step:
-        """The request comes to a policy."""
-        step = Step(policy)
-        self.steps.append(step)
-        return step
-
-    def leave(self, step: Step) -> None:
-        """A policy has answered: by itself where the request got no further."""
-        if self.upstream is None and self.steps[-1] is step and not step.outcome:
-            step.outcome = "answered"
-
-    def blame(self, step: Step, error: Exception) -> None:
-        """A policy has raised an error, its own unless one within it has been blamed already."""
-        if not self._blamed and not step.outcome:
-            step.outcome = error.code.name if isinstance(error, ProxyError) else "filter_error"
-        self._blamed = True
-
-    def arrive(self, request: Request, upstream: str) -> None:
-        """The request has come through every policy."""
-        self.upstream = upstream
-        headers = request.headers.copy()
-        self.sent = Sent(request.authority, request.target, headers, request.timeout, request.per_try)
 
 
 class Asked:

@@ -1,7 +1,7 @@
 """What a configuration does with a request, and why: the live path itself, with a trace on and nothing sent.
 
-The model is compiled once more, beside the live one, by a compiler that differs in two places: it looks on at each
-policy, and it stops where an upstream would be called. A question then goes through `app.make_app` like any request.
+The model is compiled once more, beside the live one, by a compiler that differs in one place: it stops where an
+upstream would be called. A question then goes through `app.make_app` like any request.
 Nothing that is live is touched: no counter, no token of a limit, no connection.
 """
 
@@ -9,14 +9,13 @@ import sys
 from collections.abc import Mapping
 from itertools import count
 from random import Random
-from typing import Any
 
 from msgspec import structs
 
-from l7proxy.config.model import Model, Resource
+from l7proxy.config.model import Model, Resource, Sidecar
 from l7proxy.config.model import Route as RouteSpec
 from l7proxy.core.errors import CODES
-from l7proxy.core.handler import Build, Filter, Handler, Keep
+from l7proxy.core.handler import Filter, Handler, Keep
 from l7proxy.core.headers import Headers
 from l7proxy.core.message import Request, Response
 from l7proxy.core.slices import Steps
@@ -25,27 +24,15 @@ from l7proxy.filters.retry import Retry
 from l7proxy.filters.timeout import Timeout
 from l7proxy.proxy.app import make_app
 from l7proxy.proxy.compile import Compiler
-from l7proxy.proxy.decision import Asked, Decision, Question, Step
-from l7proxy.proxy.explanation import (
-    Answer,
-    Chosen,
-    Endpoint,
-    Explanation,
-    PassedOver,
-    Retries,
-    Timeouts,
-    Towards,
-    Verdict,
-)
-from l7proxy.proxy.router import Router, Trace
-from l7proxy.proxy.snapshot import Live, Side, Snapshot, Target
+from l7proxy.proxy.decision import Asked, Question
+from l7proxy.proxy.explanation import Answer, Decided, Endpoint, Explanation, Retries, Timeouts, Towards
+from l7proxy.proxy.snapshot import Live, Route, Snapshot
+from l7proxy.proxy.trace import Decision, Step
 from l7proxy.telemetry.facade import Telemetry
 from l7proxy.telemetry.log import Log
 from l7proxy.telemetry.tracing import Tracer
 from l7proxy.upstream.cluster import Cluster
 from l7proxy.upstream.dial import Dial
-
-NOT_REACHED = "not reached"
 
 
 class Explainer:
@@ -55,24 +42,19 @@ class Explainer:
         self.model = model
         self._snapshot = snapshot
         self._clusters = clusters
-        self._documents = {(route.spec.direction == "inbound", route.name): route for route in model.routes}
 
     async def ask(self, question: Question) -> Explanation:
         """Returns what becomes of a request; raises ValueError for one that no client can send."""
         exchange = Asked(question)
         refused = self._refused(question)
-        decision = Decision()
+        begins = _Begins(Decision())
         if not refused:
-            snapshot = structs.replace(
-                self._snapshot,
-                inbound=_watched(self._snapshot.inbound, decision.candidates),
-                outbound=_watched(self._snapshot.outbound, decision.candidates),
-                tracer=_Begins(decision),
+            live = Live(
+                structs.replace(self._snapshot, tracer=begins), lambda reason: None, lambda request, error: None
             )
-            live = Live(snapshot, lambda reason: None, lambda request, error: None)
             live.max_active = live.max_held = sys.maxsize
             await make_app(live, question.inbound)(exchange)
-        return self._tell(question, exchange, decision, refused)
+        return self._tell(question, exchange, begins, refused)
 
     def dismantle(self) -> Steps[None]:
         """Lets go in steps of what was compiled: no more questions can be asked."""
@@ -100,34 +82,27 @@ class Explainer:
             return ("the inbound listener speaks no TLS: on it no caller has an identity",)
         return ()
 
-    def _tell(self, question: Question, exchange: Asked, decision: Decision, refused: str) -> Explanation:
-        request = decision.request
-        chosen: Target | None = None
-        document: Resource[RouteSpec] | None = None
-        if request is not None and request.route is not None:
-            chosen = Target(request.route, request.pattern)
-            document = self._documents.get((question.inbound, chosen.route.name))
+    def _tell(self, question: Question, exchange: Asked, begins: "_Begins", refused: str) -> Explanation:
+        request, decision = begins.request, begins.decision
+        route: Route | None = request.route if request is not None else None
+        document = route.document if route is not None else None
         policies = document.spec.policies if document is not None else ()
-        hosts = [why for candidate, why in decision.candidates if candidate is None]
+        decided = decision.decided(request) if request is not None else Decided("", None, (), ())
         return Explanation(
             version=self.model.version,
             direction="inbound" if question.inbound else "outbound",
             method=question.method,
             scheme=exchange.scheme.decode(),
             authority=_shown(exchange.authority),
-            path=_shown(request.path if chosen is not None and request is not None else exchange.path),
+            path=_shown(request.path if route is not None and request is not None else exchange.path),
             identity=question.identity,
             source=question.source,
             refused=refused,
             notes=self._notes(question),
-            host=hosts[-1] if hosts else "",
-            route=Chosen(chosen.route.name, chosen.pattern, _place(chosen)) if chosen is not None else None,
-            passed_over=tuple(
-                PassedOver(candidate.route.name, candidate.pattern, _place(candidate), why)
-                for candidate, why in decision.candidates
-                if isinstance(candidate, Target)
-            ),
-            policies=_verdicts(decision.steps, document),
+            host=decided.host,
+            route=decided.route,
+            passed_over=decided.passed_over,
+            policies=decided.policies,
             timeouts=self._timeouts(decision, policies),
             retries=_retries(decision.steps, policies),
             upstream=self._towards(decision, document),
@@ -176,7 +151,7 @@ def explaining(model: Model, clusters: Mapping[str, Cluster] | None = None) -> S
     """
     spec = model.sidecar.spec
     inbound = structs.replace(spec.inbound, tls=None) if spec.inbound is not None else None
-    spec = structs.replace(spec, inbound=inbound, access_log=None, tracing=None)
+    spec = structs.replace(spec, inbound=inbound, access_log=None, tracing=None, debug=None)
     upstreams = {}
     for name, upstream in model.upstreams.items():
         upstreams[name] = structs.replace(upstream, spec=structs.replace(upstream.spec, tls=None))
@@ -201,22 +176,8 @@ class _Compiler(Compiler):
         years = count(0.0, 365 * 86400.0)
         super().__init__(telemetry, Keep(), _NoChance(), lambda work: work.close(), lambda: next(years))
 
-    def wrap(self, policy: Filter, inner: Handler, build: Build) -> Handler:
-        handle = policy.wrap(inner, build)
-        name = policy.name
-
-        async def watched(request: Request) -> Response:
-            decision: Decision = request.trace
-            step = decision.enter(name)
-            try:
-                response = await handle(request)
-            except Exception as error:
-                decision.blame(step, error)
-                raise
-            decision.leave(step)
-            return response
-
-        return watched
+    def watches(self, sidecar: Sidecar) -> bool:
+        return True
 
     def end(self, upstream: str, handle: Handler) -> Handler:
         async def stop(request: Request) -> Response:
@@ -244,56 +205,19 @@ class _NoChance(Random):
 
 
 class _Begins(Tracer):
-    """Puts the decision into the request before anything is decided."""
+    """Puts the decision into the request before anything is decided, and keeps the request."""
 
-    __slots__ = ("_decision",)
+    __slots__ = ("decision", "request")
 
     def __init__(self, decision: Decision) -> None:
         super().__init__()
-        self._decision = decision
+        self.decision = decision
+        self.request: Request | None = None
 
     def begin(self, request: Request) -> None:
-        request.trace = self._decision
-        self._decision.request = request
+        request.trace = self.decision
+        self.request = request
         super().begin(request)
-
-
-class _Watched(Router[Target]):
-    """A router that is asked for its reasons too."""
-
-    __slots__ = ("_router", "_trace")
-
-    def __init__(self, router: Router[Target], trace: Trace) -> None:
-        super().__init__()
-        self._router = router
-        self._trace = trace
-
-    def match(
-        self, host: bytes, path: bytes, method: bytes, headers: Headers, query: bytes, trace: Trace | None = None
-    ) -> Target | None:
-        return self._router.match(host, path, method, headers, query, self._trace)
-
-    def knows(self, host: bytes) -> bool:
-        return self._router.knows(host)
-
-
-def _watched(side: Side, trace: Trace) -> Side:
-    return structs.replace(side, router=_Watched(side.router, trace))
-
-
-def _verdicts(steps: list[Step], document: Resource[RouteSpec] | None) -> tuple[Verdict, ...]:
-    """Returns every policy of the way in order: those that were passed, then those that were not reached."""
-    written = [policy.name for policy in document.spec.policies] if document is not None else []
-    told = []
-    for step in steps:
-        where = step.where
-        if not where and document is not None and step.policy in written:
-            where = _line(document, step.policy)
-        told.append(Verdict(step.policy, step.outcome or "applies", step.rule, where))
-    if document is not None:
-        passed = {step.policy for step in steps}
-        told += [Verdict(name, NOT_REACHED, "", _line(document, name)) for name in written if name not in passed]
-    return tuple(told)
 
 
 def _retries(steps: list[Step], policies: tuple[Filter, ...]) -> Retries | None:
@@ -312,16 +236,6 @@ def _answer(exchange: Asked, decision: Decision, request: Request) -> Answer:
         by = {None: "policy", "": "route"}.get(decision.upstream, "upstream")
     body = exchange.content.decode(errors="replace")
     return Answer(by, exchange.status, request.code, detail, _fields(exchange.answer), body)
-
-
-def _line(document: Resource[Any], policy: str) -> str:
-    file, line = document.where(f"spec.policies.{policy}")
-    return f"{file}:{line}"
-
-
-def _place(target: Target) -> str:
-    route = target.route
-    return f"{route.file}:{route.line}" if route.line else route.file
 
 
 def _shown(data: bytes) -> str:

@@ -33,6 +33,26 @@ class Verdict(Part, frozen=True):
     where: str
 
 
+class Decided(Part, frozen=True):
+    """Which route took a request, why better candidates lost, and what each policy decided."""
+
+    host: str
+    route: Chosen | None
+    passed_over: tuple[PassedOver, ...]
+    policies: tuple[Verdict, ...]
+
+
+class Served(Decided, frozen=True):
+    """What was decided about a request that was served, where it went last, and with which code it was refused."""
+
+    version: str
+    upstream: str
+    endpoint: str
+    attempts: int
+    code: str
+    detail: str
+
+
 class Timeouts(Part, frozen=True):
     """Seconds, None for no bound."""
 

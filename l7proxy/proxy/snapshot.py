@@ -4,9 +4,11 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
-from l7proxy.config.model import Model
+from l7proxy.config.model import Model, Resource
+from l7proxy.config.model import Route as RouteSpec
 from l7proxy.core.handler import Handler
 from l7proxy.core.message import Request
+from l7proxy.proxy.debug import Debugging
 from l7proxy.proxy.forwarding import Forwarding
 from l7proxy.proxy.identities import InboundIdentity
 from l7proxy.proxy.router import Router
@@ -19,8 +21,8 @@ from l7proxy.upstream.cluster import Cluster
 class Route(Struct, frozen=True):
     """One compiled route.
 
-    `original` forwards the path as it came, `connect` lets clients open tunnels; `file` and `line` are where its YAML
-    stands.
+    `original` forwards the path as it came, `connect` lets clients open tunnels; `document` is what describes it, None
+    for a route that is there by itself.
     """
 
     name: str
@@ -28,8 +30,7 @@ class Route(Struct, frozen=True):
     metrics: RouteMetrics
     original: bool = False
     connect: bool = False
-    file: str = ""
-    line: int = 0
+    document: Resource[RouteSpec] | None = None
 
 
 class Target(Struct, frozen=True):
@@ -60,7 +61,7 @@ class Snapshot(Struct, frozen=True):
     """One live configuration. Requests in flight keep the snapshot that they began with.
 
     `tls` is how callers' connections are taken from now on, None for plain text; `admits` tells which addresses may
-    connect, None when all may.
+    connect, None when all may. `debug` tells which requests may know their decision, None when no request may.
     """
 
     version: str
@@ -73,6 +74,7 @@ class Snapshot(Struct, frozen=True):
     tls: InboundIdentity | None
     admits: Callable[[str], bool] | None
     clusters: dict[str, Cluster]
+    debug: Debugging | None = None
 
 
 class Live:

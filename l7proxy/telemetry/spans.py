@@ -134,6 +134,9 @@ class RequestSpan:
             attributes["l7proxy.flags"] = request.flags
         if request.detail:
             attributes["l7proxy.detail"] = request.detail
+        if request.trace is not None:
+            for name, told, at in request.trace.events(request):
+                span.add_event(name, told, at)
         blamed = status >= 500 or status == 0 or request.grpc_status in GRPC_SERVER_ERRORS
         _finish(span, attributes, request, status, request.code, error, blamed)
 

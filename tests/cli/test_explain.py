@@ -141,7 +141,7 @@ def test_wrong_configuration_is_1_and_wrong_usage_2(config, tmp_path):
 
 def test_the_incident_of_the_page_goes_as_it_is_told(tmp_path):
     page = (Path(__file__).parents[2] / "docs/explain.md").read_text()
-    config, cases = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    config, cases, *_ = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     for name, text in (("policies", config), ("tests", cases)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "orders.yaml").write_text(text)

@@ -23,7 +23,7 @@ from tests.support.net import free_address, wait_for
 from tests.support.process import Process
 from tests.support.server import OK, Connection
 from tests.support.sidecar import route, upstream
-from tests.telemetry.collector import Collector, attributes
+from tests.telemetry.collector import Collector, attributes, value
 
 SERVER = "http_server_request_duration_seconds_count"
 CLIENT = "http_client_request_duration_seconds_count"
@@ -322,6 +322,45 @@ def test_a_request_that_no_route_takes_is_traced(sidecar: StartSidecar, collecto
     [span] = collector.wait(1)
     assert (span.name, attributes(span)["l7proxy.code"]) == ("GET", "no_route")
     assert proxy.log_lines()[0]["trace_id"] == span.trace_id.hex()
+
+
+def events(span: Span) -> list[tuple[str, dict[str, Any]]]:
+    return [(event.name, {pair.key: value(pair.value) for pair in event.attributes}) for event in span.events]
+
+
+def test_a_sampled_request_carries_its_decision(
+    sidecar: StartSidecar, serve: StartServer, collector: Collector
+) -> None:
+    rules = {"deny": [{"name": "no-secrets", "paths": ["/v1/secret"]}]}
+    proxy = sidecar(
+        route("write", matches=[{"path": {"prefix": "/v1"}, "methods": ["POST"]}]),
+        route(
+            "read", matches=[{"path": {"prefix": "/v1"}}], policies={"authorization": rules, "timeout": {"idle": "5s"}}
+        ),
+        app=serve().address,
+        tracing={"sampling": 1, "otlp": collector.url},
+    )
+    assert proxy.get("/v1/secret").status == 403
+    [denied] = collector.wait(1)
+    assert [(name, told.get("l7proxy.policy"), told.get("l7proxy.outcome")) for name, told in events(denied)] == [
+        ("l7proxy.route", None, None),
+        ("l7proxy.policy", "authorization", "denied"),
+    ]
+    (_, chosen), (_, verdict) = events(denied)
+    assert (chosen["l7proxy.route"], chosen["l7proxy.host"]) == ("read", "the host matches '*'")
+    assert [text.partition(":")[0] for text in list_of(chosen["l7proxy.passed_over"])] == ["write"]
+    assert verdict["l7proxy.rule"] == "no-secrets"
+    assert verdict["l7proxy.where"].startswith(f"{proxy.config}:")
+    assert all(denied.start_time_unix_nano <= event.time_unix_nano for event in denied.events)
+    assert proxy.get("/v1").status == 200
+    [allowed] = [span for span in collector.wait(3) if span.kind == Span.SPAN_KIND_SERVER][1:]
+    outcomes = {told["l7proxy.policy"]: told["l7proxy.outcome"] for _, told in events(allowed)[1:]}
+    assert outcomes == {"authorization": "allowed", "timeout": "applies", "retry": "applies"}
+    assert all(event.time_unix_nano <= allowed.end_time_unix_nano for event in allowed.events)
+
+
+def list_of(array: Any) -> list[Any]:
+    return [value(item) for item in array.values]
 
 
 def test_context_passes_without_any_tracing(sidecar: StartSidecar, serve: StartServer) -> None:
