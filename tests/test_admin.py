@@ -60,7 +60,7 @@ def proxy(shared_sidecar: StartSidecar) -> Sidecar:
 def test_the_index_names_every_path_and_how_to_ask(proxy: Sidecar) -> None:
     index = ask(proxy.admin, "/").json
     assert index["/loglevel"] == ["GET", "POST"]
-    assert index["/drain"] == ["POST"]
+    assert index["/drain"] == index["/quit"] == ["POST"]
     for path in ("/ready", "/live", "/metrics", "/config", "/routes", "/clusters", "/certs", "/stats", "/openapi.json"):
         assert index[path] == ["GET"]
         assert ask(proxy.admin, path).status == 200
@@ -133,7 +133,9 @@ def test_the_log_level_is_changed_by_post_only(proxy: Sidecar) -> None:
     assert ask(proxy.admin, "/loglevel?level=info", "POST").json == {"level": "info"}
 
 
-@pytest.mark.parametrize(("method", "path", "allow"), [("GET", "/drain", "POST"), ("POST", "/config", "GET, HEAD")])
+@pytest.mark.parametrize(
+    ("method", "path", "allow"), [("GET", "/drain", "POST"), ("GET", "/quit", "POST"), ("POST", "/config", "GET, HEAD")]
+)
 def test_what_changes_something_is_post_and_the_rest_is_not(proxy: Sidecar, method: str, path: str, allow: str) -> None:
     answer = ask(proxy.admin, path, method)
     assert (answer.status, sorted(answer.headers["allow"].split(", "))) == (405, allow.split(", "))

@@ -72,6 +72,12 @@ class Draining(TypedDict):
     draining: bool
 
 
+class Quitting(TypedDict):
+    """The process ends once requests under way are answered."""
+
+    quitting: bool
+
+
 class Series(TypedDict):
     """One series: a counter or gauge has a value, a histogram the rest, and one more bucket than there are bounds."""
 

@@ -67,6 +67,9 @@ class AdminView(Protocol):
     def drain(self) -> Now[None]:
         """Begins to drain, as SIGTERM does, but goes on serving until the process is told to end."""
 
+    def quit(self) -> None:
+        """Ends the process once the requests under way are answered: nobody will call or be called any more."""
+
 
 def admin_app(view: AdminView) -> App:
     """Returns the admin API. What changes something is POST."""
@@ -107,6 +110,11 @@ def admin_app(view: AdminView) -> App:
         await _now(view.drain())
         return {"draining": True}
 
+    async def quit(_: Request) -> answers.Quitting:
+        """Ends the process once the requests under way are answered, for an application that is done."""
+        view.quit()
+        return {"quitting": True}
+
     async def level(_: Request) -> answers.Level:
         """The level of the event log."""
         return {"level": view.level}
@@ -135,6 +143,7 @@ def admin_app(view: AdminView) -> App:
         get("/stats", stats, content=JSON_CONTENT),
         get("/explain", explain, refusals=NOBODY),
         post("/drain", drain),
+        post("/quit", quit),
         get("/loglevel", level),
         post("/loglevel", set_level),
         get("/openapi.json", openapi),

@@ -9,6 +9,7 @@ from typing import Any
 
 from msgspec import structs
 
+from l7proxy.cli import flags
 from l7proxy.config.load import load
 from l7proxy.config.model import Model
 from l7proxy.core.errors import ConfigError
@@ -27,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-c", "--config", metavar="PATH", action="append", default=[], help="the same, as `run` takes it; repeatable"
     )
-    parser.add_argument("--app", metavar="URL", help="the local application, where `run` will be given one")
+    flags.configure(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         print("l7proxy check: name a file or a folder", file=sys.stderr)
         return 2
     try:
-        model = load(paths, args.app)
+        model = load(paths, flags.overrides(args))
         for warning in model.warnings:
             print(f"{warning} (warning)", file=sys.stderr)
         asyncio.run(_compile(model))

@@ -7,6 +7,7 @@ import time
 
 import msgspec
 
+from l7proxy.cli import flags
 from l7proxy.config.load import load
 from l7proxy.config.model import Model
 from l7proxy.core.errors import ConfigError
@@ -30,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="KEY",
         help="print the header with which this very request asks a sidecar that has the key in its `debug.key`",
     )
-    parser.add_argument("--app", metavar="URL", help="the local application, where `run` will be given one")
+    flags.configure(parser)
     parser.add_argument("method", metavar="METHOD", help="like GET")
     parser.add_argument("url", metavar="URL", help="like https://orders.example.com/v1/orders/7, or a path alone")
     parser.add_argument("--identity", metavar="ID", default="", help="the caller's SPIFFE ID or DNS name")
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         if args.sign is not None:
             print(_signed(args.sign, question, args.valid))
             return 0
-        explanation = asyncio.run(_ask(load(args.config, args.app, elsewhere=True), question))
+        explanation = asyncio.run(_ask(load(args.config, flags.overrides(args), elsewhere=True), question))
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 1

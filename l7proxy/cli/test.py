@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 from msgspec import Struct
 
+from l7proxy.cli import flags
 from l7proxy.cli.explain import render
 from l7proxy.config.cases import Case, read_cases
 from l7proxy.config.load import load
@@ -30,7 +31,7 @@ class Result(Struct, frozen=True):
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's arguments."""
-    parser.usage = "l7proxy test [-h] [--app URL] [--junit FILE] CONFIG TESTS...  |  -c CONFIG... TESTS..."
+    parser.usage = "l7proxy test [-h] [--app URL ...] [--junit FILE] CONFIG TESTS...  |  -c CONFIG... TESTS..."
     parser.add_argument(
         "paths",
         metavar="PATH",
@@ -45,7 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="a configuration, repeatable; every PATH is then one of tests",
     )
-    parser.add_argument("--app", metavar="URL", help="the local application, where `run` will be given one")
+    flags.configure(parser)
     parser.add_argument("--junit", metavar="FILE", help="write the results as JUnit XML too")
 
 
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         print("l7proxy test: name the configuration and the test files", file=sys.stderr)
         return 2
     try:
-        model = load(config, args.app, elsewhere=True)
+        model = load(config, flags.overrides(args), elsewhere=True)
         cases = read_cases(tests)
         started = time.perf_counter()
         coverage = Coverage(model)

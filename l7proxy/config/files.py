@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from l7proxy.config.load import Loader, expand
 from l7proxy.config.model import Model
+from l7proxy.config.overrides import NONE, Overrides
 from l7proxy.core.errors import ConfigError
 from l7proxy.core.slices import between, finish
 
@@ -27,9 +28,9 @@ class Files:
     An update never stops the watching: after an error the files are looked at again.
     """
 
-    def __init__(self, paths: Sequence[str], app: str | None = None, interval: float = INTERVAL) -> None:
+    def __init__(self, paths: Sequence[str], overrides: Overrides = NONE, interval: float = INTERVAL) -> None:
         self._paths = list(paths)
-        self._app = app
+        self._overrides = overrides
         self._interval = interval
         self._loader = Loader()
         self._seen: Seen | None = None
@@ -38,7 +39,7 @@ class Files:
     def load(self) -> Model:
         """Returns the model that the files describe now; raises ConfigError. Changes from here on are `updates`."""
         seen = self._look()
-        model = finish(self._loader.steps(self._paths, self._app))
+        model = finish(self._loader.steps(self._paths, self._overrides))
         self._seen = self._complete(seen)
         return model
 
@@ -53,7 +54,7 @@ class Files:
                 before = now
                 continue
             try:
-                update: Model | ConfigError = await between(self._loader.steps(self._paths, self._app))
+                update: Model | ConfigError = await between(self._loader.steps(self._paths, self._overrides))
             except ConfigError as error:
                 update = error
             before = self._seen = self._complete(now)

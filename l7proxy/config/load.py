@@ -1,7 +1,6 @@
 """From files and folders to one checked Model, or to every mistake in them."""
 
 import os
-import re
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import blake2b
@@ -12,40 +11,29 @@ from msgspec import structs
 from l7proxy.config import checks, shadow
 from l7proxy.config.documents import Broken, Document, read
 from l7proxy.config.kinds import translators
-from l7proxy.config.model import APP, Admin, Health, Inbound, Metrics, Model, Outbound, Resource, Route, Sidecar
-from l7proxy.config.yaml import MAX_BYTES, chunks
+from l7proxy.config.model import APP, Model, Resource, Route
+from l7proxy.config.overrides import NONE, Overrides
+from l7proxy.config.yaml import MAX_BYTES, VARIABLE_NAMES, chunks
 from l7proxy.core.errors import ConfigError, Problem
-from l7proxy.core.fields import url
 from l7proxy.core.slices import Steps, finish
 
 SUFFIXES = (".yaml", ".yml", ".json")
 """What a file in a folder must be called to be read; hidden files and folders within are not."""
 _PART = 64 * 1024
-_NAMES = re.compile(rb"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
-def load(paths: Sequence[str], app: str | None = None, elsewhere: bool = False) -> Model:
-    """Returns the model that the files and folders at `paths` describe; `app` stands for `inbound.app`.
+def load(paths: Sequence[str], overrides: Overrides = NONE, elsewhere: bool = False) -> Model:
+    """Returns the model that the files and folders at `paths` describe, with the values of `overrides`.
 
     Of a configuration that runs `elsewhere`, the certificates and other files that it names need not be here.
     Raises ConfigError with every problem of every file.
     """
-    return finish(Loader(elsewhere=elsewhere).steps(paths, app))
+    return finish(Loader(elsewhere=elsewhere).steps(paths, overrides))
 
 
-def app_model(app: str) -> Model:
-    """Returns the model of `l7proxy run --app URL`: every listener at its default, all requests to the application.
-
-    Raises ConfigError for what is not a URL.
-    """
-    spec = Sidecar(
-        inbound=Inbound(app=_url(app)),
-        outbound=Outbound(policy="ALLOW_ANY"),
-        admin=Admin(),
-        metrics=Metrics(),
-        health=Health(),
-    )
-    return Model(Resource("Sidecar", "sidecar", spec), version=blake2b(app.encode(), digest_size=6).hexdigest())
+def app_model(overrides: Overrides) -> Model:
+    """Returns the model of `l7proxy run --app URL`: every listener at its default, all requests to the application."""
+    return Model(overrides.alone(), version=blake2b(repr(overrides).encode(), digest_size=6).hexdigest())
 
 
 class Loader:
@@ -58,12 +46,12 @@ class Loader:
         self.files: set[str] = set()
         """Files, such as certificates, that the documents of the last attempt refer to."""
 
-    def steps(self, paths: Sequence[str], app: str | None = None) -> Steps[Model]:
+    def steps(self, paths: Sequence[str], overrides: Overrides = NONE) -> Steps[Model]:
         """Does what `load` does in steps of well under a millisecond, so that an event loop can serve between them."""
         problems: list[Problem] = []
         found: list[Document | Broken] = []
         known: dict[tuple[str, bytes], Document | None] = {}
-        content = blake2b(repr(app).encode(), digest_size=6)
+        content = blake2b(repr(overrides).encode(), digest_size=6)
         files = expand(paths, problems)
         for file in files:
             try:
@@ -86,7 +74,7 @@ class Loader:
         self.files = references
         if self._elsewhere:
             documents = [document.without_files() for document in documents]
-        model = yield from _model(documents, broken, app, content.hexdigest(), problems)
+        model = yield from _model(documents, broken, overrides, content.hexdigest(), problems)
         if model is None or problems:
             places = {file: place for place, file in enumerate(files)}
             problems.sort(key=lambda problem: (places.get(problem.file, -1), problem.line))
@@ -106,7 +94,7 @@ class Loader:
             if chunk is None:
                 yield
                 continue
-            values = [self._environment.get(name.decode(), "") for name in _NAMES.findall(chunk.data)]
+            values = [self._environment.get(name.decode(), "") for name in VARIABLE_NAMES.findall(chunk.data)]
             digest = blake2b(chunk.data + repr(values).encode(), digest_size=16).digest()
             hashed(digest)
             key = (file, digest)
@@ -127,7 +115,7 @@ class Loader:
 
 
 def _model(
-    documents: list[Document], broken: list[Broken], app: str | None, version: str, problems: list[Problem]
+    documents: list[Document], broken: list[Broken], overrides: Overrides, version: str, problems: list[Problem]
 ) -> Steps[Model | None]:
     """Puts documents together and checks what is between them; None where they are too few to make a model."""
     yield from checks.unique(documents, problems)
@@ -137,12 +125,12 @@ def _model(
         yield
     sidecars = by_kind.pop("Sidecar")
     if sidecars:
-        sidecar = sidecars[0] if app is None else _with_app(sidecars[0], app)
-    elif app is not None:
-        sidecar = app_model(app).sidecar
+        sidecar = overrides.over(sidecars[0])
+    elif overrides.app is not None:
+        sidecar = overrides.alone()
     elif any(item.kind in ("Sidecar", "") for item in broken):
         # It is there but cannot be read: what it might say is no reason to find fault with the others.
-        sidecar = app_model("http://127.0.0.1:80").sidecar
+        sidecar = Overrides(app="http://127.0.0.1:80").alone()
     else:
         if documents:
             problems.append(Problem(documents[0].resource.file, 0, "there is no document of kind Sidecar"))
@@ -170,18 +158,6 @@ def _model(
         model = translate(model)
     yield from shadow.unenforced(model.routes, warnings)
     return structs.replace(model, warnings=(*model.warnings, *warnings))
-
-
-def _with_app(sidecar: Resource[Sidecar], app: str) -> Resource[Sidecar]:
-    inbound = structs.replace(sidecar.spec.inbound or Inbound(), app=_url(app))
-    return structs.replace(sidecar, spec=structs.replace(sidecar.spec, inbound=inbound))
-
-
-def _url(app: str) -> str:
-    try:
-        return url(app)
-    except ValueError as error:
-        raise ConfigError([Problem("--app", 0, str(error))]) from None
 
 
 def expand(paths: Sequence[str], problems: list[Problem]) -> list[str]:

@@ -22,8 +22,9 @@ hidden files are not read), each with one or more documents. Every document name
 - What a value means is decided by its key: where a text is asked for, `8080`, `no` and `1.10` are those texts; numbers,
   and `true` and `false`, are written without quotes. A key with nothing after it is an error; `{}` is a block of
   defaults.
-- `${NAME}` in a value stands for an environment variable, and it is an error when that is not set; `$${` stands for
-  `${`. Within `[]` and `{}` YAML wants it in quotes: `{listen: "${POD_IP}:15006"}`.
+- `${NAME}` in a value stands for an environment variable, and it is an error when that is not set; `${NAME:-text}` is
+  the text when it is unset or empty, and `$${` stands for `${`. Within `[]` and `{}` YAML wants it in quotes:
+  `{listen: "${POD_IP}:15006"}`.
 - Anchors and aliases can be used within a document; merge keys (`<<`) cannot.
 - Limits: 16 MiB a file, 32 levels of nesting, 200,000 values in a document.
 

@@ -3,7 +3,7 @@
 PyYAML's own loaders let the last of two equal keys win, turn `no` into False and `010` into 8, and follow aliases and
 nesting without end. Here a scalar stays the text that it is: the type that it is decoded into decides what it means.
 Tags, duplicate keys, control characters, and documents beyond the bounds below are errors. `${NAME}` in a value stands
-for an environment variable, `$${` for `${` itself.
+for an environment variable, `${NAME:-text}` for the text where it is unset or empty, `$${` for `${` itself.
 """
 
 import os
@@ -23,7 +23,9 @@ MAX_NODES = 200_000
 """Nodes of one document, each alias counted as all that it stands for."""
 _STEP = 200
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-_VARIABLE = re.compile(r"\$(\$\{)|\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_VARIABLE = re.compile(r"\$\$\{|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^{}]*))?\}|\$\{")
+VARIABLE_NAMES = re.compile(rb"\$\{([A-Za-z_][A-Za-z0-9_]*)")
+"""Finds the names of all variables in a text, and perhaps more."""
 _DOCUMENT = re.compile(rb"\n---(?=[ \t\r\n])")
 _UNQUOTED = re.compile(r"[\[{,:]\s*\$\{")
 _NULLS = frozenset(("", "~", "null", "Null", "NULL"))
@@ -270,11 +272,18 @@ class _Builder:
 
     def _substitute(self, value: str, line: int) -> str:
         def replace(found: re.Match[str]) -> str:
-            if found[1]:
+            if found[0] == "$${":
                 return "${"
-            text = self._environment.get(found[2])
+            name, default = found[1], found[2]
+            if name is None:
+                rest = value[found.start() : found.start() + 40]
+                self.fail(line, f"{rest!r}: a variable is ${{NAME}} or ${{NAME:-text}}, and $${{ stands for ${{ itself")
+                return ""
+            text = self._environment.get(name)
+            if default is not None:
+                return text or default
             if text is None:
-                self.fail(line, f"environment variable {found[2]} is not set")
+                self.fail(line, f"environment variable {name} is not set")
                 return ""
             return text
 

@@ -17,7 +17,7 @@ from l7proxy.server.listeners import TRAFFIC, Listeners, Sockets, addresses
 from l7proxy.server.takeover import Offer, Predecessor
 from l7proxy.server.view import View
 from l7proxy.telemetry.facade import Telemetry
-from l7proxy.telemetry.log import Log
+from l7proxy.telemetry.log import Level, Log
 
 APPS = {"admin": admin_app, "metrics": metrics_app, "health": health_app}
 """What operators are served, by listener."""
@@ -26,10 +26,10 @@ APPS = {"admin": admin_app, "metrics": metrics_app, "health": health_app}
 class Process:
     """Everything of a sidecar that serves on `sockets`. Raises ConfigError when the model cannot be compiled."""
 
-    def __init__(self, model: Model, sockets: Sockets) -> None:
+    def __init__(self, model: Model, sockets: Sockets, level: Level) -> None:
         self._loop = asyncio.get_running_loop()
         stats = Stats()
-        self.telemetry = Telemetry(stats, Log(stats))
+        self.telemetry = Telemetry(stats, Log(stats, level=level))
         log_failures(self._loop, self.telemetry.log)
         self.control = Control(self.telemetry, model)
         spec = model.sidecar.spec
@@ -81,8 +81,8 @@ def log_failures(loop: asyncio.AbstractEventLoop, log: Log) -> None:
 class Endings:
     """The signals that end the process: the first begins the end, the second cuts it short.
 
-    Who presses Ctrl-C (`interactive`) waits for the end, and routes nothing to us. To be `relieved` is a first signal
-    too: another process has our listening sockets.
+    Who presses Ctrl-C or asks for the end over the admin API (`interactive`) waits for it, and routes nothing to us. To
+    be `relieved` is a first signal too: another process has our listening sockets.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -98,6 +98,12 @@ class Endings:
             self.second.set()
         self.first.set()
         self.interactive = number == signal.SIGINT
+
+    def quit(self) -> None:
+        """The application is done. Once the end has begun this says nothing new."""
+        if not self.first.is_set():
+            self.interactive = True
+            self.first.set()
 
     def relieve(self) -> None:
         """Another process serves in our place."""
@@ -147,6 +153,7 @@ async def serve(process: Process, source: Source | None, handover: Handover) -> 
     loop = asyncio.get_running_loop()
     log = process.telemetry.log
     endings = Endings(loop)
+    process.view.quit = endings.quit
     loop.add_signal_handler(signal.SIGUSR1, process.telemetry.reopen)
     if source is not None:
         process.control.spawn(process.control.follow(source))

@@ -10,10 +10,11 @@ from l7proxy.server.listeners import Sockets, open_sockets
 from l7proxy.server.process import Handover, Process, serve
 from l7proxy.server.program import complain, loop_until_done
 from l7proxy.telemetry.lines import LineWriter
+from l7proxy.telemetry.log import Level
 
 
-def run(model: Model, source: Source | None = None, path: str | None = None) -> int:
-    """Runs the sidecar until it is told to end; returns the exit status.
+def run(model: Model, source: Source | None = None, path: str | None = None, level: Level = "info") -> int:
+    """Runs the sidecar until it is told to end; returns the exit status. Events of at least `level` are logged.
 
     With a `path` it takes over from the process that offers its sockets there, if one does, and then offers them to the
     next.
@@ -31,12 +32,12 @@ def run(model: Model, source: Source | None = None, path: str | None = None) -> 
     # A predecessor writes to the same pipes for as long as it drains, and so do workers.
     LineWriter.shared = path is not None or spec.workers > 1
     handover = Handover(path, predecessor, spec, sockets)
-    return loop_until_done((_alone if spec.workers == 1 else _several)(model, source, sockets, handover))
+    return loop_until_done((_alone if spec.workers == 1 else _several)(model, source, sockets, handover, level))
 
 
-async def _alone(model: Model, source: Source | None, sockets: Sockets, handover: Handover) -> int:
+async def _alone(model: Model, source: Source | None, sockets: Sockets, handover: Handover, level: Level) -> int:
     try:
-        process = Process(model, sockets)
+        process = Process(model, sockets, level)
     except ConfigError as error:
         complain(str(error))
         return 1
@@ -44,11 +45,11 @@ async def _alone(model: Model, source: Source | None, sockets: Sockets, handover
     return 0
 
 
-async def _several(model: Model, source: Source | None, sockets: Sockets, handover: Handover) -> int:
+async def _several(model: Model, source: Source | None, sockets: Sockets, handover: Handover, level: Level) -> int:
     from l7proxy.server.channel import WorkerGone
     from l7proxy.server.workers import Workers
 
-    workers = Workers(model, sockets)
+    workers = Workers(model, sockets, level)
     if not handover.succeeds:
         workers.operate()
     try:

@@ -1,7 +1,7 @@
 """What the admin API is told of this process; see `admin.app.AdminView`."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -23,6 +23,9 @@ from l7proxy.telemetry.log import Level
 
 class View:
     """The live state, as plain data."""
+
+    quit: Callable[[], None]
+    """Ends the process; given by whoever hears its signals too."""
 
     def __init__(self, control: Control, drain: Drain) -> None:
         self._control = control

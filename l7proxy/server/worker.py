@@ -39,8 +39,7 @@ class Worker:
     def start(self, head: Model, digests: list[Digest], descriptors: dict[str, list[int]], level: Level) -> None:
         """Compiles the first model and begins to serve on open sockets. Raises ConfigError."""
         sockets = {name: [socket.socket(fileno=number) for number in numbers] for name, numbers in descriptors.items()}
-        self._running = Process(self._pieces.build(head, digests), sockets)
-        self._running.view.set_level(level)
+        self._running = Process(self._pieces.build(head, digests), sockets, level)
         self._running.start()
 
     async def prepare(self, head: Model, digests: list[Digest]) -> None:

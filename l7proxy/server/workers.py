@@ -82,12 +82,13 @@ class Worker:
 class Workers:
     """The workers of one sidecar, and what is served beside them."""
 
-    def __init__(self, model: Model, sockets: Sockets) -> None:
+    def __init__(self, model: Model, sockets: Sockets, level: Level) -> None:
         self._loop = asyncio.get_running_loop()
         self.model = model
         self.sockets = sockets
+        self.endings = Endings(self._loop)
         self._stats = Stats()
-        self.telemetry = Telemetry(self._stats, Log(self._stats))
+        self.telemetry = Telemetry(self._stats, Log(self._stats, level=level))
         log_failures(self._loop, self.telemetry.log)
         self._restarts = self._stats.counter("l7proxy_worker_restarts_total", "Workers that died and were replaced")
         self._stats.gauge("l7proxy_workers", "Workers that serve", lambda: len(self.live))
@@ -121,7 +122,7 @@ class Workers:
 
     async def serve(self, source: Source | None, handover: Handover) -> None:
         """Serves until a signal ends it, or another process takes its place."""
-        endings = Endings(self._loop)
+        endings = self.endings
         self._loop.add_signal_handler(signal.SIGUSR1, self._reopen)
         self.telemetry.start(self._loop)
         if source is not None:
@@ -335,6 +336,9 @@ class SeveralView:
 
     async def drain(self) -> None:
         await self._workers.begin_drain()
+
+    def quit(self) -> None:
+        self._workers.endings.quit()
 
     async def _any(self, name: str, *arguments: Any) -> Any:
         """Asks one worker, as all have the same configuration; raises Refused where none serves."""

@@ -1,11 +1,13 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from l7proxy.config.load import Loader, app_model, load
-from l7proxy.config.model import Inbound
+from l7proxy.config.model import Inbound, Tracing
+from l7proxy.config.overrides import Overrides
 from l7proxy.config.yaml import MAX_BYTES
 from l7proxy.core.errors import ConfigError
 from l7proxy.core.slices import finish
@@ -32,9 +34,9 @@ def upstream(name: str, spec: str = "{endpoints: [10.0.0.1:80]}") -> str:
     return document("Upstream", name, spec)
 
 
-def loaded(folder: Path, *parts: str, app: str | None = None):
+def loaded(folder: Path, *parts: str, **overrides: Any):
     (folder / "a.yaml").write_text("".join(parts))
-    return load([str(folder / "a.yaml")], app)
+    return load([str(folder / "a.yaml")], Overrides(**overrides))
 
 
 def mistakes(folder: Path, *parts: str) -> str:
@@ -188,15 +190,16 @@ def test_an_upstream_called_app_stands_for_the_application(tmp_path):
 def test_the_application_of_the_command_line_wins(tmp_path):
     model = loaded(tmp_path, SIDECAR, app="http://127.0.0.1:9")
     assert model.sidecar.spec.inbound == Inbound(app="http://127.0.0.1:9")
-    assert (
-        loaded(tmp_path, route("r", "{hosts: [a]}"), app="http://127.0.0.1:9").sidecar
-        == app_model("http://127.0.0.1:9").sidecar
-    )
+    alone = loaded(tmp_path, route("r", "{hosts: [a]}"), app="http://127.0.0.1:9").sidecar
+    assert alone == app_model(Overrides(app="http://127.0.0.1:9")).sidecar
 
 
-def test_an_application_that_is_no_url_is_told():
-    with pytest.raises(ConfigError, match="--app: 'localhost:8080' is not a URL like"):
-        app_model("localhost:8080")
+def test_what_is_overridden_stands_beside_what_the_yaml_says(tmp_path):
+    text = SIDECAR + "  service: {name: a, mesh: m}\n  tracing: {sampling: 0.5, otlp: 'http://a:1'}\n"
+    spec = loaded(tmp_path, text, service="b", namespace="shop", otlp="http://b:2", workers=3).sidecar.spec
+    assert (spec.service.name, spec.service.namespace, spec.service.mesh) == ("b", "shop", "m")
+    assert (spec.tracing, spec.workers) == (Tracing(sampling=0.5, otlp="http://b:2"), 3)
+    assert loaded(tmp_path, SIDECAR, otlp="http://b:2").sidecar.spec.tracing == Tracing(otlp="http://b:2")
 
 
 def test_a_route_for_a_listener_that_is_not_there_is_a_warning(tmp_path):

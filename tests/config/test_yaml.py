@@ -80,8 +80,21 @@ def test_an_alias_stands_for_its_anchor_at_its_own_line():
 
 
 def test_variables_come_from_the_environment():
-    [node] = read("a: http://${HOST}:${PORT}/\nb: $${HOST}\nc: $HOST ${} $\n", HOST="h", PORT="80")
+    [node] = read("a: http://${HOST}:${PORT}/\nb: $${HOST}\nc: $HOST $${} $\n", HOST="h", PORT="80")
     assert texts(node) == {"a": "http://h:80/", "b": "${HOST}", "c": "$HOST ${} $"}
+
+
+def test_a_variable_that_is_unset_or_empty_may_have_a_default():
+    text = "a: '${PORT:-8080}'\nb: http://${HOST:-127.0.0.1:80}/\nc: x${SUFFIX:-}\n"
+    [node] = read(text, HOST="h", PORT="")
+    assert texts(node) == {"a": "8080", "b": "http://h/", "c": "x"}
+    assert isinstance(node, Mapping) and node.items["a"].plain
+
+
+def test_what_only_looks_like_a_variable_is_a_mistake():
+    lines = mistakes("a: ${pod.name}\nb: '${}'\nc: x ${POD-NAME} y\nd: ${A:-{}}").splitlines()
+    assert [line[: line.index(":", 2)] for line in lines] == ["f:1", "f:2", "f:3", "f:4"]
+    assert lines[2] == ("f:3: '${POD-NAME} y': a variable is ${NAME} or ${NAME:-text}, and $${ stands for ${ itself")
 
 
 def test_a_quoted_variable_can_be_a_number():

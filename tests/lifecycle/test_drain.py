@@ -2,7 +2,10 @@
 
 import json
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +16,7 @@ from tests.support.net import Address, accepts, wait_for
 from tests.support.server import OK, Connection
 from tests.support.sidecar import Sidecar
 
+ROOT = str(Path(__file__).parents[2])
 GET = b"GET / HTTP/1.1\r\nhost: test\r\n\r\n"
 
 
@@ -69,6 +73,49 @@ def test_what_outlives_the_grace_period_is_answered_and_named(sidecar: StartSide
     assert said["requests"] == ["inbound GET test/slow"]
     (line,) = proxy.log_lines()
     assert (line["status"], line["code"], line["flags"]) == (503, "draining", "DR")
+
+
+def quit(proxy: Sidecar) -> str:
+    """Runs `l7proxy admin --post /quit` as a job that is done would."""
+    command = [
+        sys.executable,
+        "-m",
+        "l7proxy",
+        "admin",
+        "--at",
+        f"{proxy.admin[0]}:{proxy.admin[1]}",
+        "--post",
+        "/quit",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True, env={"PYTHONPATH": ROOT})
+    return done.stdout
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_quit_finishes_what_is_under_way_and_waits_for_nobody(
+    workers: int, sidecar: StartSidecar, serve: StartServer
+) -> None:
+    proxy = sidecar(app=serve(hold(1)).address, drain={"quiet": "60s"}, workers=workers)
+    with proxy.client() as busy, proxy.client() as idle:
+        assert idle.request(GET).status == 200
+        busy.send(GET)
+        wait_for(lambda: proxy.metrics()("l7proxy_requests") == 1)
+        assert '"quitting": true' in quit(proxy)
+        assert busy.read().status == 200
+    said = report(proxy)
+    assert (said["finished"], said["cut"], said["why"]) == (1, 0, "")
+
+
+def test_quit_after_sigterm_is_no_second_signal(sidecar: StartSidecar, serve: StartServer) -> None:
+    proxy = sidecar(app=serve(hold(1)).address)
+    with proxy.client() as busy:
+        busy.send(GET)
+        wait_for(lambda: proxy.metrics()("l7proxy_requests") == 1)
+        proxy.process.kill(signal.SIGTERM)
+        wait_for(lambda: ready(proxy) == 503)
+        quit(proxy)
+        assert busy.read().status == 200
+    assert report(proxy)["cut"] == 0
 
 
 def test_a_second_signal_ends_at_once(sidecar: StartSidecar, serve: StartServer) -> None:
