@@ -14,6 +14,7 @@ VERBS = {
     "test": "hold a configuration to the cases of test files",
     "schema": "print the JSON Schema of the configuration",
     "demo": "run two services with a sidecar each",
+    "admin": "ask a running sidecar over its admin API or its probes",
     "certs": "make certificates for a laptop or a demo",
 }
 

@@ -1,0 +1,61 @@
+"""`l7proxy admin`: asks the admin API, or the probes, of a sidecar where there is no curl: in its own image."""
+
+import argparse
+import http.client
+import socket
+import sys
+
+# Nothing of ours is imported: as a health check this starts every ten seconds.
+DEFAULT = "127.0.0.1:15000"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds this verb's arguments."""
+    parser.add_argument("path", metavar="PATH", help="like /clusters; / lists all of them")
+    parser.add_argument("--post", action="store_true", help="POST, for paths that change something: /drain, /quit, ...")
+    parser.add_argument(
+        "--at",
+        metavar="ADDRESS",
+        type=_address,
+        default=DEFAULT,
+        help=f"where it listens: host:port or unix:PATH (default: {DEFAULT})",
+    )
+    parser.add_argument("--timeout", metavar="SECONDS", type=float, default=5.0, help="how long to wait (default: 5)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the answer; returns 0 when it is 2xx, else 1."""
+    connection = _Connection(args.at, args.timeout)
+    try:
+        connection.request("POST" if args.post else "GET", args.path, headers={"host": "localhost"})
+        response = connection.getresponse()
+        body = response.read()
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        print(f"l7proxy admin: {args.at}: {error}", file=sys.stderr)
+        return 1
+    sys.stdout.write(body.decode(errors="replace"))
+    return 0 if response.status // 100 == 2 else 1
+
+
+class _Connection(http.client.HTTPConnection):
+    """HTTP to `host:port`, `[v6]:port` or `unix:PATH`."""
+
+    def __init__(self, address: str, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._address = address
+
+    def connect(self) -> None:
+        if self._address.startswith("unix:"):
+            self.sock = socket.socket(socket.AF_UNIX)
+            self.sock.settimeout(self.timeout)
+            self.sock.connect(self._address.removeprefix("unix:"))
+        else:
+            host, _, port = self._address.rpartition(":")
+            self.sock = socket.create_connection((host.strip("[]"), int(port)), self.timeout)
+
+
+def _address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not text.startswith("unix:/") and not (host and port.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not host:port or unix:PATH")
+    return text
