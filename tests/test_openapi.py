@@ -16,6 +16,9 @@ from tests.support.net import wait_for
 from tests.support.sidecar import Sidecar, route, upstream
 from tests.test_admin import Answer, ask
 
+ENDINGS = ("/drain", "/quit")
+"""What is asked last of all."""
+
 
 class Operation(NamedTuple):
     path: str
@@ -120,7 +123,7 @@ def _examples(schema: dict[str, Any]) -> list[Any]:
 
 def test_every_answer_is_as_it_says(proxy: Sidecar, document: Document) -> None:
     for operation in document.operations:
-        if operation.path == "/drain":
+        if operation.path in ENDINGS:
             continue
         for query in queries(operation):
             url = f"{operation.path}?{query}"
@@ -136,7 +139,7 @@ def test_every_answer_is_as_it_says(proxy: Sidecar, document: Document) -> None:
 @given(data=st.data())
 def test_no_query_gets_what_it_does_not_say(proxy: Sidecar, document: Document, data: st.DataObject) -> None:
     operation = data.draw(
-        st.sampled_from([operation for operation in document.operations if operation.path != "/drain"])
+        st.sampled_from([operation for operation in document.operations if operation.path not in ENDINGS])
     )
     known = {parameter["name"]: _examples(parameter["schema"]) for parameter in operation.says["parameters"]}
     pairs = []
@@ -170,6 +173,11 @@ def test_what_a_browser_could_be_made_to_send_is_refused_as_it_says(proxy: Sidec
 
 def test_a_drain_and_what_it_changes_are_as_it_says(proxy: Sidecar, document: Document) -> None:
     operations = {operation.path: operation for operation in document.operations}
-    for path, method, status in (("/drain", "POST", 200), ("/ready", "GET", 503), ("/live", "GET", 200)):
+    for path, method, status in (
+        ("/drain", "POST", 200),
+        ("/ready", "GET", 503),
+        ("/live", "GET", 200),
+        ("/quit", "POST", 200),
+    ):
         answer = ask(proxy.admin, path, method)
         assert (answer.status, document.problems(operations[path], answer)) == (status, [])
