@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from websockets.sync.client import connect
 
 from tests.conftest import StartServer, StartSidecar
+from tests.h2.raw import RawClient
 from tests.support.client import Client
-from tests.support.net import Address, free_address
+from tests.support.net import Address, free_address, wait_for
 from tests.support.process import Process
 from tests.support.sidecar import Sidecar, route, upstream
 
@@ -84,12 +86,42 @@ def test_routes_and_clusters_are_told(proxy: Sidecar) -> None:
     assert clusters["payments"]["endpoints"][0]["address"] == "127.0.0.1:1"
 
 
+def test_requests_under_way_are_counted_by_route(sidecar: StartSidecar, uvicorn_app: Address) -> None:
+    proxy = sidecar(
+        route("slow", matches=[{"path": {"prefix": "/slow"}}]),
+        route("ws", matches=[{"path": {"prefix": "/ws"}}]),
+        route("out", direction="outbound", upstream="app"),
+        app=uvicorn_app,
+    )
+    slow = b"GET /slow/20000 HTTP/1.1\r\nhost: test\r\n\r\n"
+    with (
+        proxy.client() as one,
+        Client(proxy.outbound) as two,
+        RawClient(proxy.inbound) as h2,
+        connect(f"ws://127.0.0.1:{proxy.inbound[1]}/ws", compression=None),
+    ):
+        assert ask(proxy.admin, "/requests").json == [{"direction": "inbound", "route": "ws", "active": 1}]
+        one.send(slow)
+        two.send(slow)
+        for _ in range(2):
+            h2.request(
+                [(b":method", b"GET"), (b":scheme", b"http"), (b":authority", b"test"), (b":path", b"/slow/20000")]
+            )
+        wait_for(lambda: proxy.metrics()("l7proxy_requests") == 5)
+        active = {(item["direction"], item["route"]): item["active"] for item in ask(proxy.admin, "/requests").json}
+        assert active == {("inbound", "slow"): 3, ("inbound", "ws"): 1, ("outbound", "out"): 1}
+    wait_for(lambda: ask(proxy.admin, "/requests").json == [])
+
+
 def test_stats_are_the_metrics_as_json(proxy: Sidecar) -> None:
     proxy.get()
     stats = ask(proxy.admin, "/stats?name=http_server_").json
     assert list(stats) == ["http_server_request_duration_seconds"]
     samples = ask(proxy.admin, "/stats").json
     assert samples["l7proxy_config_rejected_total"]["series"] == [{"labels": {}, "value": 0}]
+    two = ask(proxy.admin, "/stats?name=http_client_&name=l7proxy_config_").json
+    assert {name.rpartition("_")[0] for name in two} >= {"http_client_request_duration", "l7proxy_config_rejected"}
+    assert not [name for name in two if not name.startswith(("http_client_", "l7proxy_config_"))]
     total = sum(series["count"] for series in stats["http_server_request_duration_seconds"]["series"])
     assert total == proxy.metrics()("http_server_request_duration_seconds_count")
 

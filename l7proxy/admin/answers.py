@@ -60,6 +60,14 @@ class Cluster(TypedDict):
     endpoints: list[Address]
 
 
+class Active(TypedDict):
+    """How many requests of one route are under way."""
+
+    direction: Literal["inbound", "outbound"]
+    route: Annotated[str, Meta(description="Empty where no Route takes them.")]
+    active: int
+
+
 class Level(TypedDict):
     """The least level of events that are logged."""
 

@@ -58,6 +58,9 @@ class AdminView(Protocol):
     def clusters(self) -> Now[list[answers.Cluster]]:
         """Returns the upstreams with their endpoints and the state of each."""
 
+    def requests(self) -> Awaitable[list[answers.Active]]:
+        """Returns how many requests are under way, by route."""
+
     def certs(self) -> Now[list[ShownIdentity]]:
         """Returns the certificates in use, with identity and expiry."""
 
@@ -90,13 +93,17 @@ def admin_app(view: AdminView) -> App:
         """Upstreams with their endpoints, load, latency and ejections."""
         return await _now(view.clusters())
 
+    async def requests(_: Request) -> list[answers.Active]:
+        """How many requests are under way, by route."""
+        return await view.requests()
+
     async def certs(_: Request) -> list[ShownIdentity]:
         """Certificates in use, with identity and expiry."""
         return await _now(view.certs())
 
     async def stats(_: Request, query: StatsQuery) -> Response:
         """Every metric as JSON, or those whose names begin so."""
-        return as_object(await view.collect(), query.name)
+        return as_object(await view.collect(), query.name or ("",))
 
     async def explain(_: Request, query: ExplainQuery) -> Explanation:
         """What becomes of a request and why."""
@@ -139,6 +146,7 @@ def admin_app(view: AdminView) -> App:
         get("/config", config, refusals=NOBODY),
         get("/routes", routes, refusals=NOBODY),
         get("/clusters", clusters, refusals=NOBODY),
+        get("/requests", requests),
         get("/certs", certs, refusals=NOBODY),
         get("/stats", stats, content=JSON_CONTENT),
         get("/explain", explain, refusals=NOBODY),

@@ -48,18 +48,18 @@ async def reference(stats: Stats, target: Mapping[str, str], request: Request) -
     return Response(body, headers={"content-type": OPENMETRICS if openmetrics else TEXT, "vary": "accept"})
 
 
-def as_object(stats: Stats, prefix: str) -> Response:
-    """Returns the metrics whose names begin with `prefix` as JSON (`answers.Metric` by name), one line a series."""
-    return StreamingResponse(_chunks(_spread(_lines(stats, prefix))), media_type=JSON)
+def as_object(stats: Stats, prefixes: tuple[str, ...]) -> Response:
+    """Returns the metrics whose names begin with one of `prefixes` as JSON, one line a series."""
+    return StreamingResponse(_chunks(_spread(_lines(stats, prefixes))), media_type=JSON)
 
 
-def _lines(stats: Stats, prefix: str) -> Iterator[bytes]:
+def _lines(stats: Stats, prefixes: tuple[str, ...]) -> Iterator[bytes]:
     for refresh in stats.refresh:
         refresh()
     encode = msgspec.json.encode
     start = b"{\n"
     for family in stats:
-        if not family.name.startswith(prefix):
+        if not family.name.startswith(prefixes):
             continue
         head: dict[str, object] = {"kind": family.kind, "help": family.help}
         if family.kind == "histogram":

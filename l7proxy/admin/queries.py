@@ -12,7 +12,10 @@ from l7proxy.telemetry.log import Level
 class StatsQuery(Query, frozen=True):
     """Which metrics are told."""
 
-    name: Annotated[str, Meta(description="What their names begin with; by default all.")] = ""
+    name: Annotated[
+        tuple[str, ...],
+        Meta(description="What their names begin with; repeatable, by default all.", examples=[["l7proxy_"]]),
+    ] = ()
 
 
 class LevelQuery(Query, frozen=True):

@@ -16,7 +16,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--at",
         metavar="ADDRESS",
-        type=_address,
+        type=address,
         default=DEFAULT,
         help=f"where it listens: host:port or unix:PATH (default: {DEFAULT})",
     )
@@ -25,7 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the answer; returns 0 when it is 2xx, else 1."""
-    connection = _Connection(args.at, args.timeout)
+    connection = Connection(args.at, args.timeout)
     try:
         connection.request("POST" if args.post else "GET", args.path, headers={"host": "localhost"})
         response = connection.getresponse()
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if response.status // 100 == 2 else 1
 
 
-class _Connection(http.client.HTTPConnection):
+class Connection(http.client.HTTPConnection):
     """HTTP to `host:port`, `[v6]:port` or `unix:PATH`."""
 
     def __init__(self, address: str, timeout: float) -> None:
@@ -54,8 +54,9 @@ class _Connection(http.client.HTTPConnection):
             self.sock = socket.create_connection((host.strip("[]"), int(port)), self.timeout)
 
 
-def _address(text: str) -> str:
+def address(text: str) -> str:
+    """Reads an address of the command line."""
     host, _, port = text.rpartition(":")
-    if not text.startswith("unix:/") and not (host and port.isdigit()):
+    if not text.startswith("unix:/") and not (host and port.isdigit() and int(port) < 1 << 16):
         raise argparse.ArgumentTypeError(f"{text!r} is not host:port or unix:PATH")
     return text

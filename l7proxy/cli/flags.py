@@ -86,6 +86,11 @@ def variable(name: str, environment: Mapping[str, str] = os.environ) -> str:
     return environment.get(PREFIX + name, "")
 
 
+def paths() -> list[str]:
+    """Returns the files and folders that L7PROXY_CONFIG names."""
+    return [path for path in variable("CONFIG").split(os.pathsep) if path]
+
+
 def _unknown(environment: Mapping[str, str]) -> list[tuple[str, str]]:
     known = [*(flag.variable for flag in FLAGS), *(PREFIX + name for name in _OURS)]
     found = []

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     end_at_signals()
     prepare()
     try:
-        paths = args.config or [path for path in flags.variable("CONFIG").split(os.pathsep) if path]
+        paths = args.config or flags.paths()
         given = flags.overrides(args)
         level = _level(args)
         if not paths and given.app is None:

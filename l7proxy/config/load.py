@@ -11,7 +11,7 @@ from msgspec import structs
 from l7proxy.config import checks, shadow
 from l7proxy.config.documents import Broken, Document, read
 from l7proxy.config.kinds import translators
-from l7proxy.config.model import APP, Model, Resource, Route
+from l7proxy.config.model import APP, Model, Resource, Route, Sidecar
 from l7proxy.config.overrides import NONE, Overrides
 from l7proxy.config.yaml import MAX_BYTES, VARIABLE_NAMES, chunks
 from l7proxy.core.errors import ConfigError, Problem
@@ -194,3 +194,28 @@ def contents(file: str) -> Iterator[bytes]:
                 yield part
     except OSError as error:
         raise ConfigError([Problem(file, 0, f"cannot be read: {error.strerror}")]) from None
+
+
+def find_sidecar(paths: Sequence[str]) -> Sidecar | None:
+    """Returns what the Sidecar document at the paths says, whatever is wrong with others; None where there is none.
+
+    Raises ConfigError when it is wrong itself, or when there is none and a file cannot be read.
+    """
+    problems: list[Problem] = []
+    for file in expand(paths, problems):
+        try:
+            found = [chunk for chunk in chunks(contents(file), file) if chunk is not None and b"Sidecar" in chunk.data]
+        except ConfigError as error:
+            problems += error.problems
+            continue
+        for chunk in found:
+            wrong: list[Problem] = []
+            document = finish(read(chunk, file, os.path.dirname(file), os.environ, wrong))
+            if isinstance(document, Document) and document.resource.kind == "Sidecar":
+                spec: Sidecar = document.resource.spec
+                return spec
+            if isinstance(document, Broken) and document.kind in ("Sidecar", ""):
+                problems += wrong
+    if problems:
+        raise ConfigError(problems)
+    return None

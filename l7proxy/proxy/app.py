@@ -172,6 +172,23 @@ def _tunnel(side: Side, request: Request) -> Target:
     return target
 
 
+def route_of(side: Side, exchange: Exchange) -> str:
+    """Names the route of a request that is under way, as its head and the live configuration tell; "" for none.
+
+    Asked for by operators alone, so that no request has to carry what it is counted by.
+    """
+    connect = exchange.method == b"CONNECT"
+    try:
+        path = b"/" if connect else normalise(exchange.path)
+        if ambiguous(path):
+            path = _unambiguous(side, path)
+    except ProxyError:
+        return ""
+    target = side.router.match(exchange.authority, path, exchange.method, exchange.headers, exchange.query)
+    target = target or side.fallback
+    return "" if target is None else target.route.name
+
+
 def _unambiguous(side: Side, path: bytes) -> bytes:
     if side.slashes == "UNESCAPE":
         path = unescape_slashes(path)

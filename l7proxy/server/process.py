@@ -35,7 +35,7 @@ class Process:
         spec = model.sidecar.spec
         self.listeners = Listeners(stats, spec)
         self.drain = Drain(self.listeners, spec)
-        self.view = View(self.control, self.drain)
+        self.view = View(self.control, self.listeners, self.drain)
         live = self.control.live
         stats.gauge("l7proxy_requests", "Requests under way", lambda: live.active)
         stats.gauge("l7proxy_buffered_bytes", "Bytes of bodies that wait for a slower reader", lambda: held.size)

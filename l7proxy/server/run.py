@@ -47,11 +47,13 @@ async def _alone(model: Model, source: Source | None, sockets: Sockets, handover
 
 async def _several(model: Model, source: Source | None, sockets: Sockets, handover: Handover, level: Level) -> int:
     from l7proxy.server.channel import WorkerGone
+    from l7proxy.server.several import SeveralView
     from l7proxy.server.workers import Workers
 
     workers = Workers(model, sockets, level)
+    view = SeveralView(workers)
     if not handover.succeeds:
-        workers.operate()
+        workers.operate(view)
     try:
         await workers.start()
     except (ConfigError, WorkerGone, RuntimeError) as error:
@@ -60,6 +62,6 @@ async def _several(model: Model, source: Source | None, sockets: Sockets, handov
         return 1
     if handover.succeeds:
         # Until now the one before us has answered, which was ready.
-        workers.operate()
+        workers.operate(view)
     await workers.serve(source, handover)
     return 0

@@ -1,8 +1,10 @@
 """What the admin API is told of this process; see `admin.app.AdminView`."""
 
+import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -12,13 +14,18 @@ from l7proxy.core.slices import between
 from l7proxy.core.stats import Stats
 from l7proxy.identity.material import Material
 from l7proxy.identity.report import ShownIdentity, certificates
+from l7proxy.proxy.app import route_of
 from l7proxy.proxy.control import Control
 from l7proxy.proxy.decision import Question
 from l7proxy.proxy.explain import Explainer, explaining
 from l7proxy.proxy.explanation import Explanation
 from l7proxy.proxy.snapshot import Snapshot
 from l7proxy.server.drain import Drain
+from l7proxy.server.listeners import Listeners
 from l7proxy.telemetry.log import Level
+
+_CONNECTIONS = 50
+"""Connections that are looked at in one go."""
 
 
 class View:
@@ -27,8 +34,9 @@ class View:
     quit: Callable[[], None]
     """Ends the process; given by whoever hears its signals too."""
 
-    def __init__(self, control: Control, drain: Drain) -> None:
+    def __init__(self, control: Control, listeners: Listeners, drain: Drain) -> None:
         self._control = control
+        self._listeners = listeners
         self._drain = drain
         self._explainer: tuple[Snapshot, Explainer] | None = None
 
@@ -108,6 +116,20 @@ class View:
             }
             for name, cluster in self._control.snapshot.clusters.items()
         ]
+
+    async def requests(self) -> list[answers.Active]:
+        found: list[answers.Active] = []
+        for listener in self._listeners.traffic:
+            inbound = listener.name == "inbound"
+            side = self._control.snapshot.inbound if inbound else self._control.snapshot.outbound
+            counts: Counter[str] = Counter()
+            for number, connection in enumerate(list(listener.connections)):
+                counts.update(route_of(side, exchange) for exchange in connection.exchanges)
+                if number % _CONNECTIONS == 0:
+                    await asyncio.sleep(0)
+            direction: Literal["inbound", "outbound"] = "inbound" if inbound else "outbound"
+            found += [{"direction": direction, "route": name, "active": count} for name, count in counts.items()]
+        return found
 
     def certs(self) -> list[ShownIdentity]:
         return certificates(self._control.identities())

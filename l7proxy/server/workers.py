@@ -11,21 +11,16 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any
 
-from l7proxy.admin import answers
-from l7proxy.admin.declare import Refused
+from l7proxy.admin.app import AdminView
 from l7proxy.config.model import Model
 from l7proxy.core.errors import ConfigError, Problem
 from l7proxy.core.handler import Source
 from l7proxy.core.slices import between
 from l7proxy.core.stats import Stats
-from l7proxy.identity.report import ShownIdentity
 from l7proxy.proxy.control import follow
-from l7proxy.proxy.decision import Question
-from l7proxy.proxy.explanation import Explanation
 from l7proxy.server.channel import Caller, WorkerGone, connect
 from l7proxy.server.drain import TOLD, Report, patience
 from l7proxy.server.hosting import hosted
@@ -102,9 +97,8 @@ class Workers:
         self.draining = False
         self.listeners = Listeners(self._stats, model.sidecar.spec)
 
-    def operate(self) -> None:
-        """Serves operators."""
-        view = SeveralView(self)
+    def operate(self, view: AdminView) -> None:
+        """Serves operators, who see all workers by `view`."""
         for name, opened in self.sockets.items():
             if name not in TRAFFIC:
                 self.listeners.operate(name, hosted(APPS[name](view)), opened)
@@ -278,85 +272,3 @@ def _launch(channel: socket.socket, descriptors: dict[str, list[int]]) -> subpro
         pass_fds=[channel.fileno(), *(number for numbers in descriptors.values() for number in numbers)],
         env={**os.environ, "PYTHONPATH": path},
     )
-
-
-class SeveralView:
-    """What the admin API is told of several processes; see `admin.app.AdminView`."""
-
-    def __init__(self, workers: Workers) -> None:
-        self._workers = workers
-
-    @property
-    def level(self) -> Level:
-        return self._workers.telemetry.log.level
-
-    async def set_level(self, level: Level) -> None:
-        self._workers.telemetry.log.level = level
-        await self._workers.every("set_level", level)
-
-    @property
-    def target(self) -> Mapping[str, str]:
-        return self._workers.telemetry.target
-
-    async def collect(self) -> Stats:
-        return await self._workers.collect()
-
-    async def not_ready(self) -> str:
-        if self._workers.draining:
-            return "draining"
-        if not self._workers.complete:
-            return "waiting for workers"
-        answers = await self._workers.every("view", "not_ready")
-        return next(filter(None, answers), "") if answers else "no worker serves"
-
-    def not_live(self) -> str:
-        return ""
-
-    async def config(self) -> answers.Config:
-        return cast(answers.Config, await self._any("config"))
-
-    async def routes(self) -> list[answers.Route]:
-        return cast(list[answers.Route], await self._any("routes"))
-
-    async def certs(self) -> list[ShownIdentity]:
-        return cast(list[ShownIdentity], await self._any("certs"))
-
-    async def explain(self, question: Question) -> Explanation:
-        return cast(Explanation, await self._any("explain", question))
-
-    async def clusters(self) -> list[answers.Cluster]:
-        """Adds up what each worker has under way; latencies are those of the slowest."""
-        total: dict[str, answers.Cluster] = {}
-        for clusters in await self._workers.every("view", "clusters"):
-            for cluster in clusters:
-                known = total.setdefault(cluster["name"], cluster)
-                if known is not cluster:
-                    _add_cluster(known, cluster)
-        return list(total.values())
-
-    async def drain(self) -> None:
-        await self._workers.begin_drain()
-
-    def quit(self) -> None:
-        self._workers.endings.quit()
-
-    async def _any(self, name: str, *arguments: Any) -> Any:
-        """Asks one worker, as all have the same configuration; raises Refused where none serves."""
-        for worker in list(self._workers.live.values()):
-            with suppress(WorkerGone):
-                return await worker.call("view", name, *arguments)
-        raise Refused(503, "no worker serves")
-
-
-def _add_cluster(total: answers.Cluster, more: answers.Cluster) -> None:
-    for key in ("requests", "pending", "connections"):
-        total[key] += more[key]
-    endpoints = {endpoint["address"]: endpoint for endpoint in total["endpoints"]}
-    for endpoint in more["endpoints"]:
-        known = endpoints.get(endpoint["address"])
-        if known is None:
-            total["endpoints"].append(endpoint)
-        else:
-            known["active"] += endpoint["active"]
-            known["latency_ms"] = max(known["latency_ms"], endpoint["latency_ms"])
-            known["ejected_for_s"] = max(known["ejected_for_s"], endpoint["ejected_for_s"])
