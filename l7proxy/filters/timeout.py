@@ -1,6 +1,7 @@
 """How long a request may wait for its response."""
 
 import asyncio
+from collections.abc import Awaitable
 from typing import Annotated, ClassVar
 
 from msgspec import Meta
@@ -32,7 +33,7 @@ class Timeout(Filter, frozen=True):
     def wrap(self, inner: Handler, build: Build) -> Handler:
         total, per_try, idle, clock = self.request, self.per_try, self.idle, build.clock
 
-        async def handle(request: Request) -> Response:
+        def handle(request: Request) -> Awaitable[Response]:
             if total is not None:
                 request.timeout = total
                 if type(request.body) is bytes:
@@ -41,12 +42,19 @@ class Timeout(Filter, frozen=True):
                         request.deadline = deadline
             if per_try is not None:
                 request.per_try = per_try
-            response = await inner(request)
-            if idle is not None and isinstance(response.body, Stream) and request.upgrade is None:
-                watch_idle(response, response.body, idle)
+            return inner(request)
+
+        if idle is None:
+            return handle
+        still = idle
+
+        async def handle_and_watch(request: Request) -> Response:
+            response = await handle(request)
+            if isinstance(response.body, Stream) and request.upgrade is None:
+                watch_idle(response, response.body, still)
             return response
 
-        return handle
+        return handle_and_watch
 
 
 def watch_idle(response: Response, body: Stream, seconds: float) -> None:

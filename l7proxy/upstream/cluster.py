@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from l7proxy.core.errors import ProxyError
-from l7proxy.core.message import Request, Response
+from l7proxy.core.message import Body, Request, Response
 from l7proxy.core.stats import Stats
 from l7proxy.core.stream import Stream
 from l7proxy.identity.client_tls import ClientTls
@@ -156,19 +156,25 @@ class Cluster:
                 span.end(request, status, None)
             return Response(status, fields, body)
         response = Response(status, fields, body)
+        response.on_end = self._ending(request, endpoint, span, status, body, started)
+        return response
+
+    def _ending(
+        self, request: Request, endpoint: Endpoint, span: Any, status: int, body: Body, started: float
+    ) -> Callable[[BaseException | None], None]:
+        """Returns what to call at the end of a response whose body is still on its way."""
 
         def end(error: BaseException | None) -> None:
-            load.requests -= 1
+            self.load.requests -= 1
             endpoint.active -= 1
             code = error.code.name if isinstance(error, ProxyError) else ""
-            self._metrics.observe(request.method, status, code, clock() - started)
+            self._metrics.observe(request.method, status, code, self._clock() - started)
             if span is not None:
                 span.end(request, status, error)
             if isinstance(body, Stream):
                 body.close()
 
-        response.on_end = end
-        return response
+        return end
 
     def _failed(self, request: Request, endpoint: Endpoint, error: BaseException, seconds: float) -> None:
         code = error.code.name if isinstance(error, ProxyError) else "cancelled"

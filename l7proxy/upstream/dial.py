@@ -114,21 +114,15 @@ async def connect(
     return connection
 
 
-def patience_of(ledger: Request | None) -> Callable[[], float | None] | None:
-    """Returns what to call once a request is out, to learn how long its response head may take; None for ever."""
-    if ledger is None or (ledger.deadline is None and ledger.per_try is None and ledger.timeout is None):
-        return None
-
-    def sent() -> float | None:
-        now = time.monotonic()
-        if ledger.timeout is not None and ledger.deadline is None:
-            ledger.deadline = now + ledger.timeout
-        left = None if ledger.deadline is None else ledger.deadline - now
-        if ledger.per_try is not None:
-            left = ledger.per_try if left is None else min(left, ledger.per_try)
-        return left
-
-    return sent
+def head_deadline(ledger: Request) -> float | None:
+    """Returns when the response head of a request that is out now is due, in monotonic seconds; None for never."""
+    if ledger.deadline is None and ledger.timeout is not None:
+        ledger.deadline = time.monotonic() + ledger.timeout
+    deadline = ledger.deadline
+    if ledger.per_try is not None:
+        this_try = time.monotonic() + ledger.per_try
+        return this_try if deadline is None else min(deadline, this_try)
+    return deadline
 
 
 def time_left(ledger: Request | None, limit: float | None) -> float | None:

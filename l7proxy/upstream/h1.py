@@ -9,9 +9,9 @@ from l7proxy.core.deadlines import NEVER, Deadlines
 from l7proxy.core.drive import Waiter
 from l7proxy.core.errors import ProxyError
 from l7proxy.core.headers import Headers
-from l7proxy.core.message import Body
+from l7proxy.core.message import Body, Request
 from l7proxy.core.stream import HIGH_WATER, Stream
-from l7proxy.upstream.dial import Expiring
+from l7proxy.upstream.dial import Expiring, head_deadline
 from l7proxy.wire.framing import UNTIL_CLOSE, Limits, Malformed
 from l7proxy.wire.h1 import END, ResponseHead, ResponseReader, encode_chunk, encode_fields, encode_last_chunk
 
@@ -54,7 +54,7 @@ class H1Connection(Expiring):
         self._stream: Stream | None = None
         self._sender: asyncio.Task[None] | None = None
         self._sending = False
-        self._sent: Callable[[], float | None] | None = None
+        self._ledger: Request | None = None
         self._deadlines = deadlines
         self._deadline = NEVER
         self._watched = NEVER
@@ -83,13 +83,13 @@ class H1Connection(Expiring):
         headers: Headers,
         body: Body,
         upgrade: bytes | None = None,
-        sent: Callable[[], float | None] | None = None,
+        ledger: Request | None = None,
     ) -> tuple[ResponseHead, Body]:
         """Sends one request and waits for the head of its response.
 
-        `sent()` is called when the whole request has been handed to the kernel, and returns how many seconds the head
-        may take from there. Raises Unanswered, or ProxyError with upstream_reset, upstream_timeout or
-        upstream_protocol. A caller that is cancelled ends the connection.
+        `ledger` says how long the head may take once the whole request has been handed to the kernel. Raises
+        Unanswered, or ProxyError with upstream_reset, upstream_timeout or upstream_protocol. A caller that is
+        cancelled ends the connection.
         """
         self._method = method
         self._touched = False
@@ -117,8 +117,8 @@ class H1Connection(Expiring):
             self._sender = self._loop.create_task(self._send(cast(Stream, body), chunked))
         waiter: Waiter[tuple[ResponseHead, Body]] = Waiter(loop=self._loop)
         self._waiter = waiter
-        self._sent = sent
-        if sent is not None and not self._sending:
+        self._ledger = ledger
+        if not self._sending:
             self._arm()
         try:
             head, response_body = await waiter
@@ -314,8 +314,7 @@ class H1Connection(Expiring):
             if chunked:
                 self._write(encode_last_chunk(stream.trailers))
             self._sending = False
-            if self._sent is not None:
-                self._arm()
+            self._arm()
             if self._tunnel and self.transport is not None and self.transport.can_write_eof():
                 self.transport.write_eof()
         except asyncio.CancelledError:
@@ -326,9 +325,9 @@ class H1Connection(Expiring):
             self._fail(error)
 
     def _arm(self) -> None:
-        seconds = self._sent() if self._sent is not None else None
-        if seconds is not None and self._waiter is not None:
-            deadline = self._deadline = time.monotonic() + seconds
+        deadline = None if self._ledger is None else head_deadline(self._ledger)
+        if deadline is not None and self._waiter is not None:
+            self._deadline = deadline
             if deadline < self._watched:
                 self._watched = deadline
                 self._deadlines.watch(self, deadline)
@@ -347,6 +346,7 @@ class H1Connection(Expiring):
     def _take_waiter(self) -> Waiter[tuple[ResponseHead, Body]] | None:
         """Returns who waits for the head; its timer ends here, for the next request may begin before it goes on."""
         waiter, self._waiter = self._waiter, None
+        self._ledger = None
         self._deadline = NEVER
         return waiter
 

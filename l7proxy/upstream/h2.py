@@ -8,7 +8,7 @@ from typing import cast
 from l7proxy.core.deadlines import NEVER, Deadlines
 from l7proxy.core.errors import ProxyError
 from l7proxy.core.headers import Headers, find
-from l7proxy.core.message import Body
+from l7proxy.core.message import Body, Request
 from l7proxy.core.stream import HIGH_WATER
 from l7proxy.upstream.dial import Expiring
 from l7proxy.upstream.h1 import Unanswered
@@ -94,13 +94,13 @@ class H2Connection(Expiring):
         headers: Headers,
         body: Body,
         upgrade: bytes | None = None,
-        sent: Callable[[], float | None] | None = None,
+        ledger: Request | None = None,
         until: float | None = None,
     ) -> tuple[ResponseFields, Body]:
         """Sends one request and waits for the head of its response.
 
-        An upgrade becomes an extended CONNECT (RFC 8441), and the 200 that accepts it a 101. `sent()` is called when
-        the whole request is out, and returns how many seconds the head may take from there; `until` is when the whole
+        An upgrade becomes an extended CONNECT (RFC 8441), and the 200 that accepts it a 101. `ledger` says how
+        long the head may take once the whole request is out; `until` is when the whole
         exchange must have ended, in monotonic seconds. Raises Unprocessed, Unanswered, or ProxyError with
         upstream_reset, upstream_timeout or upstream_protocol. A caller that is cancelled resets its stream.
         """
@@ -122,7 +122,7 @@ class H2Connection(Expiring):
         stream = call.stream = self.session.open(fields + headers, type(body) is bytes and not body, method == b"HEAD")
         stream.owner = call
         self._known_active += 1
-        return await call.run(body, sent, until)
+        return await call.run(body, ledger, until)
 
     def watch(self, deadline: float) -> None:
         """Sees to it that a call's deadline is noticed."""

@@ -1,9 +1,7 @@
 """One request on an HTTP/2 connection to an upstream, between the pool and its stream."""
 
 import asyncio
-import time
 from base64 import b64encode
-from collections.abc import Callable
 from hashlib import sha1
 from typing import TYPE_CHECKING, cast
 
@@ -11,8 +9,9 @@ from l7proxy.core.deadlines import NEVER
 from l7proxy.core.drive import Waiter
 from l7proxy.core.errors import ProxyError
 from l7proxy.core.headers import Headers
-from l7proxy.core.message import Body
+from l7proxy.core.message import Body, Request
 from l7proxy.core.stream import Stream
+from l7proxy.upstream.dial import head_deadline
 from l7proxy.wire.h2_events import Data, H2Stream, Reset, ResponseHead, Trailers
 from l7proxy.wire.h2_fields import ResponseFields
 from l7proxy.wire.h2_frames import Error
@@ -67,7 +66,7 @@ class H2Call:
         "_writable",
         "deadline",
         "_until",
-        "_sent",
+        "_ledger",
     )
 
     def __init__(self, connection: "H2Connection") -> None:
@@ -83,11 +82,9 @@ class H2Call:
         self._sender: asyncio.Task[None] | None = None
         self._writable: asyncio.Future[None] | None = None
         self.deadline = self._until = NEVER
-        self._sent: Callable[[], float | None] | None = None
+        self._ledger: Request | None = None
 
-    async def run(
-        self, body: Body, sent: Callable[[], float | None] | None, until: float | None
-    ) -> tuple[ResponseFields, Body]:
+    async def run(self, body: Body, ledger: Request | None, until: float | None) -> tuple[ResponseFields, Body]:
         """Sends the body that follows the head, and waits for the head of the response."""
         connection = self.connection
         if until is not None:
@@ -97,10 +94,9 @@ class H2Call:
             if body:
                 # What the windows do not admit leaves as they open: the bytes are in memory anyway.
                 connection.session.send_data(self.stream, body, end=True)
-            if sent is not None:
-                self._arm(sent)
+            self._arm(ledger)
         else:
-            self._sent = sent
+            self._ledger = ledger
             self._sender = connection.loop.create_task(self._send(cast(Stream, body)))
         connection.flush_soon()
         try:
@@ -249,10 +245,10 @@ class H2Call:
         self._complete = True
         self.cancel()
 
-    def _arm(self, sent: Callable[[], float | None]) -> None:
-        seconds = sent()
-        if seconds is not None and self._is_awaited():
-            self.deadline = min(self.deadline, time.monotonic() + seconds)
+    def _arm(self, ledger: Request | None) -> None:
+        deadline = None if ledger is None else head_deadline(ledger)
+        if deadline is not None and self._is_awaited():
+            self.deadline = min(self.deadline, deadline)
             self.connection.watch(self.deadline)
 
     def expire(self) -> None:
@@ -285,8 +281,7 @@ class H2Call:
                     await body.splice(self._pass_on)
             session.send_trailers(stream, body.trailers or [])
             connection.flush_soon()
-            if self._sent is not None:
-                self._arm(self._sent)
+            self._arm(self._ledger)
         except asyncio.CancelledError:
             body.close()
             raise

@@ -21,7 +21,6 @@ from l7proxy.upstream.dial import (
     WrongProtocol,
     connect,
     is_alive,
-    patience_of,
     time_left,
     untouched,
 )
@@ -60,7 +59,6 @@ class H2Transport(httpx.AsyncBaseTransport):
         if method == b"CONNECT" and ledger is not None:
             received = await open_tunnel(self._dial, self._load, self._metrics, ledger, body)
             return response_for(request, 101, [], received)
-        sent = patience_of(ledger)
         again = False
         until = None
         while True:
@@ -73,7 +71,7 @@ class H2Transport(httpx.AsyncBaseTransport):
             reused = connection.uses > 0
             try:
                 head, response_body = await connection.exchange(
-                    method, target, self._scheme, host, fields, body, upgrade, sent, until
+                    method, target, self._scheme, host, fields, body, upgrade, ledger, until
                 )
             except Unprocessed:
                 if again or not untouched(body):

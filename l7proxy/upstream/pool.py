@@ -20,7 +20,6 @@ from l7proxy.upstream.dial import (
     WrongProtocol,
     connect,
     is_alive,
-    patience_of,
     time_left,
     untouched,
 )
@@ -60,7 +59,6 @@ class H1Transport(httpx.AsyncBaseTransport):
         if method == b"CONNECT" and ledger is not None:
             received = await open_tunnel(self._dial, self._load, self._metrics, ledger, body)
             return response_for(request, 101, [], received)
-        sent = patience_of(ledger)
         idle = self._idle
         connection = None
         while idle:
@@ -79,13 +77,13 @@ class H1Transport(httpx.AsyncBaseTransport):
         if ledger is not None:
             ledger.t_connected = time.monotonic()
         try:
-            head, response_body = await connection.exchange(method, target, host, fields, body, upgrade, sent)
+            head, response_body = await connection.exchange(method, target, host, fields, body, upgrade, ledger)
         except Unanswered:
             # A pooled connection that the peer closed at the same moment is nobody's error: once more on a new one.
             if not reused or method not in IDEMPOTENT or not untouched(body):
                 raise
             connection = await self._connection(ledger)
-            head, response_body = await connection.exchange(method, target, host, fields, body, upgrade, sent)
+            head, response_body = await connection.exchange(method, target, host, fields, body, upgrade, ledger)
         return response_for(request, head.status, head.headers, response_body)
 
     async def aclose(self) -> None:

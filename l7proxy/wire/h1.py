@@ -26,9 +26,9 @@ from l7proxy.wire.framing import (
     trailers_of,
 )
 
-_REQUEST = re.compile(rb"(" + TOKEN + rb"{1,32}) ([!-\[\]-~]+) HTTP/1\.([01])\r\n" + FIELDS)
+_REQUEST_LINE = re.compile(rb"(" + TOKEN + rb"{1,32}) ([!-\[\]-~]+) HTTP/1\.([01])\r\n")
 _RESPONSE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [^\x00-\x08\x0a-\x1f\x7f]*)?\r\n" + FIELDS)
-_TRAILERS = re.compile(FIELDS)
+_SECTION = re.compile(FIELDS)
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,16})(;[^\x00-\x08\x0a-\x1f\x7f]*)?\r\n")
 _SCHEME = re.compile(rb"(https?)://([^/?#@]*)([/?].*)?", re.IGNORECASE | re.DOTALL)
 _VERSION = re.compile(rb"HTTP/[0-9]\.[0-9]")
@@ -198,7 +198,7 @@ class _Reader:
                 if self._seen and self._still_open(buffer) and not buffer.startswith(b"\r\n"):
                     match = None
                 else:
-                    match = _TRAILERS.match(buffer, at)
+                    match = _SECTION.match(buffer, at)
                 if match is None:
                     self._check_partial_trailers(buffer[at:])
                     break
@@ -235,7 +235,16 @@ class _Reader:
 
 
 class RequestReader(_Reader):
-    """Reads the requests of one connection, one after the other."""
+    """Reads the requests of one connection, one after the other.
+
+    `_fields` are the header lines of the last head, and `_repeated` what they mean once they have come twice in a row:
+    a client mostly sends the same lines with each request, and to compare them costs a tenth of parsing.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        super().__init__(limits)
+        self._fields = b""
+        self._repeated: RequestHead | None = None
 
     def head(self) -> RequestHead | None:
         """Returns the next head, or None when more bytes must be fed. Raises Malformed, after which all is lost."""
@@ -247,30 +256,54 @@ class RequestReader(_Reader):
             if not buffer or buffer == b"\r":
                 return None
         limits = self.limits
-        match = None if self._seen and self._still_open(buffer) else _REQUEST.match(buffer)
-        if match is None or match.end() > limits.head:
+        line = None if self._seen and self._still_open(buffer) else _REQUEST_LINE.match(buffer)
+        if line is None:
             self._refuse_or_wait(buffer)
             return None
-        self._seen = 0
-        method, target, minor_digit, block = match.groups()
+        method, target, minor = line.groups()
         if len(target) > limits.target:
             raise Malformed("target_too_long", "uri_too_long")
-        end = match.end()
+        start = line.end()
+        repeated = self._repeated
+        if (
+            repeated is not None
+            and buffer.startswith(self._fields, start)
+            and target[0] == 47  # "/"
+            and method != b"CONNECT"
+            and minor == b"1"
+            and (end := start + len(self._fields)) <= limits.head
+        ):
+            head: RequestHead = cast(Any, repeated).__copy__()
+            head.headers = repeated.headers.copy()
+        else:
+            fields = _SECTION.match(buffer, start)
+            if fields is None or (end := fields.end()) > limits.head:
+                self._refuse_or_wait(buffer)
+                return None
+            head = self._interpret(fields[1], method, target, 1 if minor == b"1" else 0)
+        self._seen = 0
         self._buffer = buffer[end:] if end < len(buffer) else b""
-        minor = 1 if minor_digit == b"1" else 0
-        head = RequestHead(minor, [])
-        interpret(head, block, limits)
         head.method = method
+        if target[0] == 47:
+            head.target = target
+        if head.size:
+            self._begin_body(head.size)
+        return head
+
+    def _interpret(self, block: bytes, method: bytes, target: bytes, minor: int) -> RequestHead:
+        """Returns what the fields of a head say, and keeps it where the same ones may come again. Raises Malformed."""
+        head = RequestHead(minor, [])
+        interpret(head, block, self.limits)
         authority = head.host
-        if target[0] != 47 or method == b"CONNECT":  # "/"
-            target, authority = _other_form(method, target, authority, minor)
+        plain = target[0] == 47 and method != b"CONNECT"
+        if not plain:
+            head.target, authority = _other_form(method, target, authority, minor)
         elif authority is None:
             if minor:
                 raise Malformed("no_host")
             authority = b""
         else:
             check_host(authority)
-        head.target = target
         head.authority = authority
         connection = head.connection
         if connection or not minor:
@@ -283,10 +316,11 @@ class RequestReader(_Reader):
             head.headers.append((b"te", b"trailers"))
         if head.expect is not None and head.expect != b"100-continue":
             raise Malformed("expect")
-        size = head.length
-        if size:
-            head.size = size
-            self._begin_body(size)
+        head.size = head.length or 0
+        again, self._fields, self._repeated = self._fields, block + b"\r\n", None
+        if plain and minor and self._fields == again and len(block) <= _MAX_KNOWN:
+            self._repeated = copy(head)
+            self._repeated.headers = head.headers.copy()
         return head
 
     def _refuse_or_wait(self, buffer: bytes) -> None:
