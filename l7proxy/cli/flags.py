@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from l7proxy.config.overrides import Overrides
 from l7proxy.core.errors import ConfigError, Problem
-from l7proxy.core.fields import url
+from l7proxy.core.fields import collector_url, url
 
 PREFIX = "L7PROXY_"
 _OURS = ("CONFIG", "LOG_LEVEL")
@@ -45,7 +45,7 @@ FLAGS = (
     Flag("service", "NAME", "the service's name", _text),
     Flag("namespace", "NAME", "the Kubernetes namespace", _text),
     Flag("mesh", "NAME", "the mesh that the service belongs to", _text),
-    Flag("otlp", "URL", "the OTLP/HTTP collector that gets the spans", url),
+    Flag("otlp", "URL", "the OTLP collector that gets the spans, http:// or grpc://", collector_url),
     Flag("workers", "N", "the number of processes that share the ports", _count),
 )
 

@@ -72,6 +72,8 @@ def route(resource: Resource[Route], sidecar: Sidecar, app: bool, problems: Prob
             _note(problems, resource, "spec", "the route names no target, and inbound.app is not set")
     if spec.rewrite is not None and (spec.redirect or spec.direct_response):
         _note(problems, resource, "spec.rewrite", "there is no upstream to rewrite for")
+    if spec.tracing is not None and (sidecar.tracing is None or sidecar.tracing.otlp is None):
+        _note(warnings, resource, "spec.tracing", "the Sidecar has no tracing.otlp: nothing is traced")
     if (sidecar.inbound if spec.direction == "inbound" else sidecar.outbound) is None:
         _note(warnings, resource, "spec.direction", f"the Sidecar has no {spec.direction} listener for this route")
     return len(problems) == before

@@ -11,6 +11,7 @@ from msgspec import Meta, Struct, field
 from l7proxy.core.errors import Problem
 from l7proxy.core.fields import (
     Cidr,
+    CollectorUrl,
     Duration,
     File,
     HeaderName,
@@ -164,8 +165,22 @@ class Tracing(Part, frozen=True):
     sampling: Annotated[
         float, doc("The share of requests to trace when the caller did not decide.", ge=0.0, le=1.0)
     ] = 0.01
-    otlp: Annotated[Url | None, doc("The OTLP/HTTP collector that gets the spans.")] = None
+    otlp: Annotated[
+        CollectorUrl | None, doc("The OTLP collector that gets the spans, over HTTP (port 4318) or gRPC (port 4317).")
+    ] = None
     b3: Annotated[bool, doc("Read and write B3 headers too.")] = False
+    errors: Annotated[bool, doc("Send our own spans of every request that failed, whoever decided against them.")] = (
+        False
+    )
+
+
+class RouteTracing(Part, frozen=True):
+    """Traces of one route's requests."""
+
+    sampling: Annotated[
+        float,
+        doc("The share of them to trace when the caller did not decide, in place of the Sidecar's.", ge=0.0, le=1.0),
+    ]
 
 
 class Debug(Part, frozen=True):
@@ -452,6 +467,7 @@ class Route(Part, frozen=True):
     connect: Annotated[
         bool, doc("Whether CONNECT may open a tunnel, whose bytes go to an endpoint of the upstream as they are.")
     ] = False
+    tracing: Annotated[RouteTracing | None, doc("Traces of these requests.")] = None
     policies: Annotated[
         tuple[Filter, ...],
         Meta(description="What holds for these requests, by name of the policy.", extra={"map": "policies"}),

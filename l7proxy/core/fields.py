@@ -39,6 +39,8 @@ HostPort = Annotated[str, Meta(extra={"format": "hostport"})]
 """Whom to call: `10.0.0.5:9090`, `[fd00::5]:9090`, `payments.shop.svc:9090`."""
 Url = Annotated[str, Meta(extra={"format": "url"})]
 """`http://` or `https://`, a host and a port, nothing after them but a path."""
+CollectorUrl = Annotated[str, Meta(extra={"format": "collector"})]
+"""A Url, or the same with `grpc://` or, over TLS, `grpcs://`."""
 HostPattern = Annotated[str, Meta(extra={"format": "host"})]
 """A host to match, lower case: `orders.example.com`, `*.orders.svc` or `*`."""
 Host = Annotated[str, Meta(extra={"format": "hostname"})]
@@ -132,18 +134,26 @@ def network(text: str) -> str:
         raise ValueError(f"{text!r} is not an address or a block like 10.0.0.0/8") from None
 
 
-def url(text: str) -> str:
+def url(text: str, schemes: tuple[str, ...] = ("http", "https"), example: str = "http://127.0.0.1:8080") -> str:
     """Returns the URL as it stands, once it is certain that it names a scheme, a host and a usable port."""
     try:
         parts = urlsplit(text)
         port = parts.port
     except ValueError:
         raise ValueError(f"{text!r} is not a URL") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-        raise ValueError(f"{text!r} is not a URL like http://127.0.0.1:8080")
+    if parts.scheme not in schemes or not parts.hostname or port == 0:
+        raise ValueError(f"{text!r} is not a URL like {example}")
     if parts.query or parts.fragment or parts.username is not None:
         raise ValueError(f"{text!r}: only scheme, host, port and path can be used here")
     _host(f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname)
+    return text
+
+
+def collector_url(text: str) -> str:
+    """Returns the address of an OTLP collector as it stands."""
+    url(text, ("http", "https", "grpc", "grpcs"), "http://127.0.0.1:4318 or grpc://127.0.0.1:4317")
+    if text.startswith("grpc") and urlsplit(text).path.strip("/"):
+        raise ValueError(f"{text!r}: a collector of OTLP over gRPC has no path")
     return text
 
 
@@ -235,6 +245,7 @@ FORMATS: dict[str, Format] = {
         Format("listen", _listen, "127.0.0.1:15000", r"^(unix:/.+|.+:[0-9]{1,5})$"),
         Format("hostport", _hostport, "10.0.0.5:9090", r"^.+:[0-9]{1,5}$"),
         Format("url", url, "http://127.0.0.1:8080", r"^https?://[^?#\s]+$"),
+        Format("collector", collector_url, "grpc://127.0.0.1:4317", r"^(https?|grpcs?)://[^?#\s]+$"),
         Format("host", host_pattern, "*.example.com", r"^(\*|(\*\.)?[^*\s/]+)$"),
         Format("hostname", _host, "orders.example.com", r"^[^*\s/]+$"),
         Format("path", _path, "/v1/orders", r"^/[^?#\s]*$"),

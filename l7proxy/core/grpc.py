@@ -31,13 +31,19 @@ def begin(request: Request) -> None:
             request.deadline = deadline
 
 
-def read_status(request: Request, http: int, fields: Headers) -> None:
-    """Notes the status of a call that has ended, from its trailers or from the head that stands for them."""
+def status_of(http: int, fields: Headers) -> int:
+    """Returns the status that a call ended with by its trailers, or by the head that stands for them; -1 for none."""
     value = find(fields, b"grpc-status")
     if value is not None and value.isdigit():
-        request.grpc_status = int(value)
-    elif http != 200:
-        request.grpc_status = _OF_HTTP.get(http, _UNKNOWN)
+        return int(value)
+    return -1 if http == 200 else _OF_HTTP.get(http, _UNKNOWN)
+
+
+def read_status(request: Request, http: int, fields: Headers) -> None:
+    """Notes the status of a call that has ended."""
+    status = status_of(http, fields)
+    if status >= 0:
+        request.grpc_status = status
 
 
 def blame(request: Request, failure: BaseException) -> None:

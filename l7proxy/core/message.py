@@ -37,8 +37,9 @@ class Request(Struct, weakref=False):
     `path` is the normalised path without the query, the one value that is matched and authorised; `target` is what
     is sent upstream. Header names are lower case; hop-by-hop fields are gone. `deadline` and the `t_*` marks are
     `time.monotonic` seconds; `timeout` becomes the deadline once the request has been sent whole, and `per_try` bounds
-    each attempt. `tried` are the attempts that were followed by another one. `upgrade` is the protocol asked for
-    (`websocket`), whose bytes follow in `body` once the answer is 101 (or 200 to a CONNECT).
+    each attempt. `tried` are the attempts that were followed by another one. `span_id` and `parent_id` are ours and our
+    caller's in a trace that is not sampled; `undecided` tells that no caller said whether it is to be. `upgrade` is the
+    protocol asked for (`websocket`), whose bytes follow in `body` once the answer is 101 (or 200 to a CONNECT).
     """
 
     method: bytes
@@ -65,6 +66,9 @@ class Request(Struct, weakref=False):
     # The ledger: written on the way, read once at the end.
     request_id: bytes = b""
     trace_id: bytes = b""
+    span_id: bytes = b""
+    parent_id: bytes = b""
+    undecided: bool = False
     route: Any = None
     pattern: str = ""
     upstream: str = ""
@@ -81,6 +85,10 @@ class Request(Struct, weakref=False):
     t_sent: float = 0.0
     t_connected: float = 0.0
     t_head: float = 0.0
+
+    def names(self) -> dict[str, str]:
+        """Returns what a line of the event log is to say, so that the request is found in other logs and traces."""
+        return {"request_id": self.request_id.decode("latin-1"), "trace_id": self.trace_id.decode("latin-1")}
 
 
 class Response(Struct, weakref=False):

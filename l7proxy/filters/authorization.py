@@ -184,6 +184,7 @@ def _describe(request: Request) -> dict[str, str]:
         "source": request.source,
         "method": request.method.decode("latin-1"),
         "path": request.path.decode("latin-1"),
+        **request.names(),
     }
 
 

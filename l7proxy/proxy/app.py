@@ -55,6 +55,8 @@ def make_app(live: Live, inbound: bool) -> Callable[[Exchange], Awaitable[None]]
         request.t_start = started
         request.destination = exchange.destination
         live.active += 1
+        if not inbound:
+            live.outbound += 1
         response: Response | None = None
         status = 0
         failure: BaseException | None = None
@@ -66,7 +68,7 @@ def make_app(live: Live, inbound: bool) -> Callable[[Exchange], Awaitable[None]]
                 if inbound:
                     side.forwarding.apply(request)
                 snapshot.tracer.begin(request)
-                if request.span is not None and request.trace is None:
+                if request.span is not None and request.span.recording and request.trace is None:
                     request.trace = Decision()
                 if request.method == b"POST":
                     grpc.begin(request)
@@ -122,6 +124,8 @@ def make_app(live: Live, inbound: bool) -> Callable[[Exchange], Awaitable[None]]
             raise Cut from error
         finally:
             live.active -= 1
+            if not inbound:
+                live.outbound -= 1
             if response is not None and response.on_end is not None:
                 response.on_end(failure)
             _finish(snapshot, side, request, status, failure)
@@ -265,9 +269,10 @@ def _finish(snapshot: Snapshot, side: Side, request: Request, status: int, failu
     if request.grpc and failure is not None:
         grpc.blame(request, failure)
     route: Route | None = request.route
-    (side.unmatched if route is None else route.metrics).finish(request, status, seconds)
     if request.span is not None:
+        # Before the metrics, whose exemplars lead to spans that were made only now.
         request.span.end(request, status, failure)
+    (side.unmatched if route is None else route.metrics).finish(request, status, seconds)
     log = snapshot.log
     if log is not None:
         event: Mark = "tunnel_end" if request.upgrade is not None and _tunnels(request, status) else "request"

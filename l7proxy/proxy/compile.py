@@ -27,7 +27,7 @@ from l7proxy.proxy.forwarding import Forwarding
 from l7proxy.proxy.identities import Identities, InboundIdentity
 from l7proxy.proxy.router import Router, Rule
 from l7proxy.proxy.snapshot import Route, Side, Snapshot, Target
-from l7proxy.proxy.trace import arriving, watched
+from l7proxy.proxy.trace import arriving, sampling, watched
 from l7proxy.telemetry.access import AccessLog
 from l7proxy.telemetry.facade import Telemetry, resource
 from l7proxy.telemetry.tracing import Tracer
@@ -41,6 +41,7 @@ class _Memo(Struct):
     clusters: tuple[Cluster, ...]
     authorizer: Authorizer | None
     watched: bool
+    tracer: Tracer | None
     route: Route
     kept: list[Any]
 
@@ -81,6 +82,7 @@ class Compiler:
         self._next: dict[tuple[str, str], _Memo] = {}
         self._serial = 0
         self._authorizer: Authorizer | None = None
+        self._tracer = Tracer()
         self._specs: dict[str, tuple[Upstream, Cluster]] = {}
         self._watches = False
 
@@ -105,6 +107,7 @@ class Compiler:
         if problems:
             raise ConfigError(problems)
         tls = self.identities.inbound(model.sidecar)
+        self._tracer = self._begin_with(model.sidecar)
         self._guard_with(model)
         rules: dict[bool, list[Rule[Target]]] = {True: [], False: []}
         strict = {True: False, False: False}
@@ -154,7 +157,7 @@ class Compiler:
                 False,
                 "KEEP",
             ),
-            tracer=self._tracer(sidecar),
+            tracer=self._tracer,
             log=self._access_log(model.sidecar),
             model=model,
             tls=tls,
@@ -178,12 +181,17 @@ class Compiler:
         """Lets go of everything that is live."""
         _close(self._keep.commit())
 
-    def _tracer(self, sidecar: Sidecar) -> Tracer:
-        target = resource(sidecar.service)
-        tracing = sidecar.tracing
+    def _begin_with(self, sidecar: Resource[Sidecar]) -> Tracer:
+        target = resource(sidecar.spec.service)
+        tracing = sidecar.spec.tracing
         if tracing is None:
             return self._telemetry.tracer(self._keep, target)
-        return self._telemetry.tracer(self._keep, target, tracing.otlp, tracing.sampling, tracing.b3)
+        settings = (tracing.otlp, tracing.sampling, tracing.b3, tracing.errors)
+        try:
+            return self._telemetry.tracer(self._keep, target, *settings)
+        except MissingExtra as error:
+            file, line = sidecar.where("spec.tracing.otlp")
+            raise ConfigError([Problem(file, line, f"tracing.otlp: {error}")]) from None
 
     def _access_log(self, sidecar: Resource[Sidecar]) -> AccessLog | None:
         spec = sidecar.spec.access_log
@@ -224,19 +232,21 @@ class Compiler:
         clusters = tuple(self._cluster(name) for name in names)
         memo = self._memo.get(key)
         guarded = self._authorizer if spec.direction == "inbound" else None
+        tracer = self._tracer if spec.tracing is not None else None
         if (
             memo is not None
             and memo.resource == resource
             and _same(memo.clusters, clusters)
             and memo.authorizer is guarded
             and memo.watched is self._watches
+            and memo.tracer is tracer
         ):
             self._keep.renew(memo.kept)
             self._next[key] = memo
             return memo.route
         self._keep.asked()
         route = self._compile(resource, clusters)
-        self._next[key] = _Memo(resource, clusters, guarded, self._watches, route, self._keep.asked())
+        self._next[key] = _Memo(resource, clusters, guarded, self._watches, tracer, route, self._keep.asked())
         return route
 
     def _compile(self, resource: Resource[RouteSpec], clusters: tuple[Cluster, ...]) -> Route:
@@ -263,6 +273,8 @@ class Compiler:
         for policy in reversed(policies):
             handle = self.wrap(policy, handle, self._build(info, resource, policy.name, retired))
         handle = self._guarded(handle, self._build(info, resource, "", retired))
+        if spec.tracing is not None:
+            handle = sampling(self._tracer, spec.tracing.sampling, handle)
         return Route(
             resource.name,
             handle,

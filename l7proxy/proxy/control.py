@@ -42,7 +42,8 @@ class Control:
         stats.counter(*_REJECTED)
         self._accepted = stats.counter("l7proxy_config_accepted_total", "Configurations that went live")
         snapshot = finish(self._compiler.steps(model))
-        self.live = Live(snapshot, self._refused, self._failed)
+        live = self.live = Live(snapshot, self._refused, self._failed)
+        telemetry.serving = lambda: live.active - live.outbound
         finish(self._swap(snapshot))
 
     @property
@@ -126,7 +127,9 @@ class Control:
 
     def _failed(self, request: Request, error: Exception) -> None:
         route = request.route.name if request.route is not None else ""
-        self.telemetry.log("error", "policy failed", route=route, error=f"{type(error).__name__}: {error}")
+        self.telemetry.log(
+            "error", "policy failed", route=route, error=f"{type(error).__name__}: {error}", **request.names()
+        )
 
 
 async def follow(source: Source, apply: Callable[[Model], Awaitable[None]], telemetry: Telemetry) -> None:

@@ -80,16 +80,18 @@ class Snapshot(Struct, frozen=True):
 class Live:
     """The one place that says which snapshot new requests get, and how much may be under way at once.
 
-    `max_active` are requests, `max_held` bytes that wait for a reader (`core.stream.held`).
+    `max_active` are requests, `max_held` bytes that wait for a reader (`core.stream.held`). `outbound` are those of the
+    `active` requests that the application makes; the others it serves.
     """
 
-    __slots__ = ("snapshot", "active", "max_active", "max_held", "refused", "on_failure")
+    __slots__ = ("snapshot", "active", "outbound", "max_active", "max_held", "refused", "on_failure")
 
     def __init__(
         self, snapshot: Snapshot, refused: Callable[[str], None], on_failure: Callable[[Request, Exception], None]
     ) -> None:
         self.snapshot = snapshot
         self.active = 0
+        self.outbound = 0
         self.max_active = 0
         self.max_held = 0
         self.refused = refused

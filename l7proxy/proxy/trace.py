@@ -20,6 +20,7 @@ from l7proxy.core.message import Request, Response
 from l7proxy.proxy.explanation import Chosen, Decided, PassedOver, Served, Verdict
 from l7proxy.proxy.router import Trace
 from l7proxy.proxy.snapshot import Route, Target
+from l7proxy.telemetry.tracing import Tracer
 
 NOT_REACHED = "not reached"
 
@@ -197,6 +198,20 @@ def arriving(upstream: str, handle: Handler) -> Handler:
         return handle(request)
 
     return arrive
+
+
+def sampling(tracer: Tracer, share: float, handle: Handler) -> Handler:
+    """Returns the handler of a route that has its own share of requests to trace, where no caller decided."""
+
+    def sample(request: Request) -> Awaitable[Response]:
+        if request.undecided:
+            tracer.decide(request, share)
+            recording = request.span is not None and request.span.recording
+            if request.trace is None or not request.trace.told:
+                request.trace = (request.trace or Decision()) if recording else None
+        return handle(request)
+
+    return sample
 
 
 def _verdicts(steps: list[Step], document: Resource[RouteSpec] | None) -> tuple[Verdict, ...]:

@@ -4,13 +4,14 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from l7proxy.core.handler import Keep
 from l7proxy.core.stats import Stats
 from l7proxy.telemetry.access import AccessLog
 from l7proxy.telemetry.log import Log
+from l7proxy.telemetry.lost import LostContext
 from l7proxy.telemetry.metrics import Metrics
 from l7proxy.telemetry.process import LoopLag, observe_process
 from l7proxy.telemetry.tracing import Tracer
@@ -23,6 +24,16 @@ SWEEP = 60.0
 
 SWEPT_AT_ONCE = 50
 """Routes looked at in one go: about 0.1 ms."""
+
+
+POD = {
+    "POD_NAME": "k8s.pod.name",
+    "POD_NAMESPACE": "k8s.namespace.name",
+    "POD_UID": "k8s.pod.uid",
+    "POD_IP": "k8s.pod.ip",
+    "NODE_NAME": "k8s.node.name",
+}
+"""Resource attributes by the environment variables that a pod's manifest fills from the downward API."""
 
 
 class Service(Protocol):
@@ -43,7 +54,8 @@ class Service(Protocol):
 def resource(service: Service) -> dict[str, str]:
     """Returns the resource attributes of metrics and spans.
 
-    The version is by default the label `version`; `OTEL_RESOURCE_ATTRIBUTES` (`a=b,c=d`) adds to them or replaces them.
+    The version is by default the label `version`. `POD` names what Kubernetes tells of the pod by its downward API, and
+    `OTEL_RESOURCE_ATTRIBUTES` (`a=b,c=d`) adds to all of them or replaces them.
     """
     attributes = {
         "service.name": service.name,
@@ -51,6 +63,7 @@ def resource(service: Service) -> dict[str, str]:
         "service.version": service.version or service.labels.get("version", ""),
         "service.instance.id": socket.gethostname(),
         "l7proxy.mesh": service.mesh,
+        **{name: os.environ.get(variable, "") for variable, name in POD.items()},
     }
     for pair in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "").split(","):
         name, _, value = pair.partition("=")
@@ -61,8 +74,9 @@ def resource(service: Service) -> dict[str, str]:
 class Telemetry:
     """The metrics of the process, and where its spans and access logs go.
 
-    `target` are the resource attributes of the live configuration. What `tracer` and `access_log` return is kept over
-    swaps while the settings stay as they are; each has a `close` for when no configuration asks for it any more.
+    `target` are the resource attributes of the live configuration, `serving` tells how many requests the application
+    has at hand. What `tracer` and `access_log` return is kept over swaps while the settings stay as they are; each has
+    a `close` for when no configuration asks for it any more.
     """
 
     def __init__(self, stats: Stats, log: Log) -> None:
@@ -70,6 +84,7 @@ class Telemetry:
         self.log = log
         self.metrics = Metrics(stats)
         self.target: dict[str, str] = {}
+        self.serving: Callable[[], int] = int
         self._logs: list[AccessLog] = []
         self._spans: list[Spans] = []
         self._lag: LoopLag | None = None
@@ -83,8 +98,12 @@ class Telemetry:
         otlp: str | None = None,
         sampling: float = 0.0,
         b3: bool = False,
+        errors: bool = False,
     ) -> Tracer:
-        """Returns what begins each request's trace. Without `otlp` no span is ever made, and no SDK imported."""
+        """Returns what begins each request's trace. Without `otlp` no span is ever made, and no SDK imported.
+
+        Raises MissingExtra where the collector speaks gRPC and grpcio is not installed.
+        """
         if otlp is None:
             return Tracer(b3=b3)
 
@@ -97,7 +116,16 @@ class Telemetry:
             self._spans = [other for other in self._spans if not other.closed] + [spans]
             return spans
 
-        return Tracer(keep.get(("spans", otlp, tuple(target.items())), make), sampling, b3)
+        spans = keep.get(("spans", otlp, tuple(target.items())), make)
+
+        def begin() -> Tracer:
+            from l7proxy.telemetry.hindsight import Hindsight
+
+            lost = LostContext(self.stats, self.log, lambda: self.serving())
+            return Tracer(spans, sampling, b3, Hindsight(spans, b3) if errors else None, lost)
+
+        # The same one as long as its settings are: routes with a probability of their own are compiled with it.
+        return keep.get(("tracer", spans, sampling, b3, errors), begin)
 
     def access_log(self, keep: Keep, path: str, format: Literal["json", "text"] = "json") -> AccessLog:
         """Returns the access log at `path`; raises OSError when it cannot be opened."""

@@ -157,7 +157,7 @@ class RouteMetrics:
         series.buckets[bisect_left(LATENCY_BUCKETS, seconds)] += 1
         series.sum += seconds
         span = request.span
-        if span is not None:
+        if span is not None and span.recording:
             series.exemplar = (seconds, span.trace_id, span.span_id, time.time())
 
     def close(self) -> None:

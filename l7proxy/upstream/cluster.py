@@ -3,12 +3,12 @@
 import time
 from collections.abc import Callable, Iterable, Sequence
 from random import Random
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from msgspec import Struct
 
 from l7proxy.core.errors import ProxyError
-from l7proxy.core.message import Body, Request, Response
+from l7proxy.core.message import Request, Response
 from l7proxy.core.stats import Stats
 from l7proxy.core.stream import Stream
 from l7proxy.identity.client_tls import ClientTls
@@ -153,16 +153,18 @@ class Cluster:
             endpoint.active -= 1
             self._metrics.observe(request.method, status, "", now - started)
             if span is not None:
-                span.end(request, status, None)
+                span.end(request, status, None, fields)
             return Response(status, fields, body)
         response = Response(status, fields, body)
-        response.on_end = self._ending(request, endpoint, span, status, body, started)
+        response.on_end = self._ending(request, endpoint, span, response, started)
         return response
 
     def _ending(
-        self, request: Request, endpoint: Endpoint, span: Any, status: int, body: Body, started: float
+        self, request: Request, endpoint: Endpoint, span: Any, response: Response, started: float
     ) -> Callable[[BaseException | None], None]:
         """Returns what to call at the end of a response whose body is still on its way."""
+        # Not the response itself, which holds what is returned here.
+        status, fields, body = response.status, response.headers, cast(Stream, response.body)
 
         def end(error: BaseException | None) -> None:
             self.load.requests -= 1
@@ -170,9 +172,8 @@ class Cluster:
             code = error.code.name if isinstance(error, ProxyError) else ""
             self._metrics.observe(request.method, status, code, self._clock() - started)
             if span is not None:
-                span.end(request, status, error)
-            if isinstance(body, Stream):
-                body.close()
+                span.end(request, status, error, body.trailers or fields)
+            body.close()
 
         return end
 

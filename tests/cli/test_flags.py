@@ -41,7 +41,7 @@ def test_a_flag_wins_over_its_variable_and_an_empty_variable_is_none() -> None:
 
 
 def test_every_value_that_is_wrong_is_told_with_its_name() -> None:
-    lines = refused("--app", "localhost:8080", WORKERS="0", OTLP="grpc://a:1")
+    lines = refused("--app", "localhost:8080", WORKERS="0", OTLP="udp://a:1")
     assert [line.partition(":")[0] for line in lines] == ["--app", "L7PROXY_OTLP", "L7PROXY_WORKERS"]
     assert lines[2] == "L7PROXY_WORKERS: '0' is not a number of processes from 1 to 256"
 

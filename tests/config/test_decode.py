@@ -9,6 +9,7 @@ from l7proxy.config.scalars import INVALID, Notes
 from l7proxy.config.yaml import Chunk, parse
 from l7proxy.core.fields import (
     Cidr,
+    CollectorUrl,
     Duration,
     File,
     HeaderName,
@@ -195,6 +196,7 @@ class Texts(Struct, frozen=True):
     listen: Listen | None = None
     hostport: HostPort | None = None
     url: Url | None = None
+    collector: CollectorUrl | None = None
     host: HostPattern | None = None
     regex: Regex | None = None
     cidr: Cidr | None = None
@@ -212,6 +214,9 @@ class Texts(Struct, frozen=True):
         ("hostport: '[fd00::5]:9090'", "[fd00::5]:9090"),
         ("url: http://127.0.0.1:8080", "http://127.0.0.1:8080"),
         ("url: http://[::1]:8080/base", "http://[::1]:8080/base"),
+        ("collector: https://a/base", "https://a/base"),
+        ("collector: grpc://[::1]:4317", "grpc://[::1]:4317"),
+        ("collector: grpcs://a", "grpcs://a"),
         ("host: Orders.Example.COM.", "orders.example.com"),
         ("host: '*.Svc'", "*.svc"),
         ("host: '*'", "*"),
@@ -246,6 +251,9 @@ def test_a_text_is_brought_into_the_form_that_is_compared(text, expected):
         "url: http://a:b",
         "url: http://a/?x=1",
         "url: http://u@a/",
+        "collector: ws://a",
+        "collector: a:4317",
+        "collector: grpc://a:4317/v1/traces",
         "host: a.*.b",
         "host: '*a.b'",
         "host: a_ b",

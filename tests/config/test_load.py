@@ -209,6 +209,13 @@ def test_a_route_for_a_listener_that_is_not_there_is_a_warning(tmp_path):
     )
 
 
+def test_a_route_that_is_to_be_traced_without_a_collector_is_a_warning(tmp_path):
+    traced = route("r", "{upstream: app, tracing: {sampling: 1}}")
+    sidecar = SIDECAR + "  tracing: {otlp: 'grpc://a:4317'}\n"
+    assert warnings(tmp_path, sidecar, traced) == ""
+    assert "spec.tracing: the Sidecar has no tracing.otlp: nothing is traced" in warnings(tmp_path, SIDECAR, traced)
+
+
 def test_paths_that_hold_no_configuration_are_told(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "large.yaml").write_bytes(b"#" * (MAX_BYTES + 1))

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from l7proxy.core.message import Request
+from l7proxy.core.message import Attempt, Request
 from l7proxy.core.peer import Peer
 
 
@@ -36,3 +36,8 @@ def finished(identity: str = "", route: str | None = "orders-read", **fields: An
     for name, value in fields.items():
         setattr(request, name, value)
     return request
+
+
+def tried(endpoint: str, status: int, code: str, detail: str, reason: str) -> Attempt:
+    """Returns an attempt at `app` that another followed."""
+    return Attempt("app", endpoint, status, code, detail, reason, 100.001, 100.0015, 0.0, 100.002)

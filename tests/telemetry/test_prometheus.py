@@ -78,6 +78,7 @@ def test_the_exporter_sees_what_was_added_after_its_first_scrape() -> None:
 
 def test_a_sampled_request_leaves_an_exemplar_in_its_bucket() -> None:
     class Span:
+        recording = True
         trace_id, span_id = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
     stats = Stats()

@@ -9,34 +9,21 @@ import sys
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tests.conftest import StartServer, StartSidecar
-from tests.identity.pki import ORDERS, WEB, Authority, TlsClient, context
 from tests.support.client import exchange
 from tests.support.net import free_address, wait_for
 from tests.support.process import Process
-from tests.support.server import OK, Connection
+from tests.support.server import Connection
 from tests.support.sidecar import route, upstream
-from tests.telemetry.collector import Collector, attributes, value
+from tests.telemetry.collector import Collector
 
 SERVER = "http_server_request_duration_seconds_count"
 CLIENT = "http_client_request_duration_seconds_count"
-TRACE = "0af7651916cd43dd8448eb211c80319c"
-SPAN = "b7ad6b7169203331"
-SAMPLED = f"00-{TRACE}-{SPAN}-01"
-
-
-@pytest.fixture
-def collector() -> Iterator[Collector]:
-    collector = Collector()
-    yield collector
-    collector.close()
 
 
 def by_path(connection: Connection) -> None:
@@ -44,14 +31,6 @@ def by_path(connection: Connection) -> None:
     while True:
         status = connection.read().target.rpartition("/")[2]
         connection.send(b"HTTP/1.1 %b X\r\ncontent-length: 2\r\n\r\nok" % status.encode())
-
-
-def refusing_first(connection: Connection) -> None:
-    """Answers the first request of all with 503, the others with 200."""
-    while True:
-        connection.read()
-        first = len(connection.server.requests) == 1
-        connection.send(OK.replace(b"200 OK", b"503 X") if first else OK)
 
 
 def test_counters_and_log_lines_agree_with_what_clients_saw(sidecar: StartSidecar, serve: StartServer) -> None:
@@ -244,169 +223,6 @@ def test_a_log_that_cannot_be_opened_is_one_clear_line(tmp_path: Path, path: str
     assert path in run.stderr
     assert "Traceback" not in run.stderr
     assert len(run.stderr.splitlines()) == 1
-
-
-# Traces.
-
-
-def test_who_calls_is_in_metrics_log_and_span(
-    sidecar: StartSidecar, serve: StartServer, collector: Collector, tmp_path: Path
-) -> None:
-    ca = Authority(tmp_path)
-    orders, web = ca.issue("orders", ORDERS), ca.issue("web", WEB)
-    proxy = sidecar(
-        app=serve().address,
-        inbound={"tls": {"mode": "PERMISSIVE", "cert": str(orders.cert), "key": str(orders.key), "ca": str(ca.file)}},
-        tracing={"sampling": 1, "otlp": collector.url},
-    )
-    with TlsClient(proxy.inbound, context(ca, web)) as client:
-        for _ in range(3):
-            assert client.get("/", "orders").status == 200
-    assert proxy.get().status == 200
-    metrics = proxy.metrics()
-    assert metrics(SERVER, l7proxy_peer=WEB, url_scheme="https", http_response_status_code="200") == 3
-    assert metrics(SERVER, l7proxy_peer="", url_scheme="http", http_response_status_code="200") == 1
-    assert [line["peer"] for line in proxy.log_lines(4)] == [WEB, WEB, WEB, ""]
-    peers = [attributes(span).get("l7proxy.peer") for span in collector.wait(8) if span.kind == Span.SPAN_KIND_SERVER]
-    assert peers == [WEB, WEB, WEB, None]
-
-
-def test_app_and_collector_see_one_trace_through_the_sidecar(
-    sidecar: StartSidecar, serve: StartServer, collector: Collector
-) -> None:
-    app = serve()
-    proxy = sidecar(
-        route("all", matches=[{"path": {"prefix": "/v1"}}]),
-        app=app.address,
-        tracing={"sampling": 0, "otlp": collector.url},
-        service={"name": "orders", "mesh": "demo", "labels": {"version": "v3"}},
-    )
-    proxy.get("/v1/x", traceparent=SAMPLED, tracestate="a=b", user_agent="test")
-    client, server = sorted(collector.wait(2), key=lambda span: span.kind, reverse=True)
-    assert (client.kind, server.kind) == (Span.SPAN_KIND_CLIENT, Span.SPAN_KIND_SERVER)
-    assert server.parent_span_id.hex() == SPAN
-    assert client.parent_span_id == server.span_id
-    assert app.requests[0].get("traceparent") == f"00-{TRACE}-{client.span_id.hex()}-01"
-    assert app.requests[0].get("tracestate") == "a=b"
-    assert (server.name, attributes(server)["l7proxy.route"]) == ("GET /v1", "all")
-    assert attributes(client)["server.port"] == app.address[1]
-    assert server.start_time_unix_nano <= client.start_time_unix_nano
-    assert client.end_time_unix_nano <= server.end_time_unix_nano
-    [line] = proxy.log_lines()
-    assert (line["trace_id"], line["request_id"]) == (TRACE, attributes(server)["l7proxy.request_id"])
-    resource = collector.resources[0]
-    assert (resource["service.name"], resource["service.version"], resource["l7proxy.mesh"]) == ("orders", "v3", "demo")
-
-
-def test_every_attempt_has_its_span(sidecar: StartSidecar, serve: StartServer, collector: Collector) -> None:
-    app = serve(refusing_first)
-    proxy = sidecar(
-        route("all", policies={"retry": {"attempts": 2, "on": ["503"]}}),
-        app=app.address,
-        tracing={"sampling": 1, "otlp": collector.url},
-    )
-    assert proxy.get().status == 200
-    spans = collector.wait(3)
-    clients = [span for span in spans if span.kind == Span.SPAN_KIND_CLIENT]
-    assert [attributes(span)["http.response.status_code"] for span in clients] == [503, 200]
-    assert attributes(clients[1])["http.request.resend_count"] == 1
-    parents = [request.get("traceparent") for request in app.requests]
-    assert parents == [f"00-{span.trace_id.hex()}-{span.span_id.hex()}-01" for span in clients]
-    assert proxy.metrics()(SERVER) == 1
-    assert proxy.metrics()(CLIENT) == 2
-
-
-def test_a_request_that_no_route_takes_is_traced(sidecar: StartSidecar, collector: Collector) -> None:
-    proxy = sidecar(route("a", hosts=["a"]), app=free_address(), tracing={"sampling": 1, "otlp": collector.url})
-    assert proxy.get(host="b").status == 404
-    [span] = collector.wait(1)
-    assert (span.name, attributes(span)["l7proxy.code"]) == ("GET", "no_route")
-    assert proxy.log_lines()[0]["trace_id"] == span.trace_id.hex()
-
-
-def events(span: Span) -> list[tuple[str, dict[str, Any]]]:
-    return [(event.name, {pair.key: value(pair.value) for pair in event.attributes}) for event in span.events]
-
-
-def test_a_sampled_request_carries_its_decision(
-    sidecar: StartSidecar, serve: StartServer, collector: Collector
-) -> None:
-    rules = {"deny": [{"name": "no-secrets", "paths": ["/v1/secret"]}]}
-    proxy = sidecar(
-        route("write", matches=[{"path": {"prefix": "/v1"}, "methods": ["POST"]}]),
-        route(
-            "read", matches=[{"path": {"prefix": "/v1"}}], policies={"authorization": rules, "timeout": {"idle": "5s"}}
-        ),
-        app=serve().address,
-        tracing={"sampling": 1, "otlp": collector.url},
-    )
-    assert proxy.get("/v1/secret").status == 403
-    [denied] = collector.wait(1)
-    assert [(name, told.get("l7proxy.policy"), told.get("l7proxy.outcome")) for name, told in events(denied)] == [
-        ("l7proxy.route", None, None),
-        ("l7proxy.policy", "authorization", "denied"),
-    ]
-    (_, chosen), (_, verdict) = events(denied)
-    assert (chosen["l7proxy.route"], chosen["l7proxy.host"]) == ("read", "the host matches '*'")
-    assert [text.partition(":")[0] for text in list_of(chosen["l7proxy.passed_over"])] == ["write"]
-    assert verdict["l7proxy.rule"] == "no-secrets"
-    assert verdict["l7proxy.where"].startswith(f"{proxy.config}:")
-    assert all(denied.start_time_unix_nano <= event.time_unix_nano for event in denied.events)
-    assert proxy.get("/v1").status == 200
-    [allowed] = [span for span in collector.wait(3) if span.kind == Span.SPAN_KIND_SERVER][1:]
-    outcomes = {told["l7proxy.policy"]: told["l7proxy.outcome"] for _, told in events(allowed)[1:]}
-    assert outcomes == {"authorization": "allowed", "timeout": "applies", "retry": "applies"}
-    assert all(event.time_unix_nano <= allowed.end_time_unix_nano for event in allowed.events)
-
-
-def list_of(array: Any) -> list[Any]:
-    return [value(item) for item in array.values]
-
-
-def test_context_passes_without_any_tracing(sidecar: StartSidecar, serve: StartServer) -> None:
-    app = serve()
-    proxy = sidecar(app=app.address)
-    proxy.get(traceparent=SAMPLED, tracestate="a=b")
-    assert (app.requests[0].get("traceparent"), app.requests[0].get("tracestate")) == (SAMPLED, "a=b")
-    assert proxy.log_lines()[0]["trace_id"] == TRACE
-
-
-def test_a_collector_that_is_away_costs_a_counter_only(sidecar: StartSidecar, serve: StartServer) -> None:
-    host, port = free_address()
-    proxy = sidecar(app=serve().address, tracing={"sampling": 1, "otlp": f"http://{host}:{port}"})
-    with proxy.client() as client:
-        for _ in range(50):
-            assert client.get().status == 200
-    wait_for(lambda: proxy.metrics()("l7proxy_spans_dropped_total") == 100, 15, lambda: proxy.metrics().text)
-    assert proxy.process.stderr.count("spans are dropped") == 1
-
-
-def test_a_collector_that_hangs_delays_neither_requests_nor_the_end(
-    sidecar: StartSidecar, serve: StartServer, collector: Collector
-) -> None:
-    collector.hang.clear()
-    proxy = sidecar(app=serve().address, tracing={"sampling": 1, "otlp": collector.url})
-    with proxy.client() as client:
-        for _ in range(50):
-            assert client.get().status == 200
-    wait_for(lambda: collector.posts == 1, 5, lambda: "nothing was sent")
-    started = time.monotonic()
-    proxy.stop()
-    assert time.monotonic() - started < 8
-
-
-def test_exemplars_lead_from_latency_to_a_trace(
-    sidecar: StartSidecar, serve: StartServer, collector: Collector
-) -> None:
-    proxy = sidecar(app=serve().address, tracing={"sampling": 0, "otlp": collector.url})
-    proxy.get(traceparent=SAMPLED)
-    [server] = [span for span in collector.wait(2) if span.kind == Span.SPAN_KIND_SERVER]
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{proxy.metrics_at[1]}/metrics", headers={"accept": "application/openmetrics-text"}
-    )
-    with urllib.request.urlopen(request, timeout=5) as answer:
-        text = answer.read().decode()
-    assert f'# {{span_id="{server.span_id.hex()}",trace_id="{TRACE}"}}' in text
 
 
 # Prometheus.
