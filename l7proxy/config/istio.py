@@ -13,7 +13,7 @@ from msgspec import field, structs
 from l7proxy.config.model import Model, Part, Resource, doc
 from l7proxy.core.errors import ConfigError, Problem
 from l7proxy.core.fields import network
-from l7proxy.filters.authorizer import Attribute, Clause, Rule, RuleSet
+from l7proxy.filters.authorizer import Attribute, Clause, Rule, RuleSet, check_path
 
 ROOT_NAMESPACE = "istio-system"
 Mode = Literal["UNSET", "DISABLE", "PERMISSIVE", "STRICT"]
@@ -341,6 +341,8 @@ class _Reader:
                         raise ValueError(f"{value!r}: {{*}} and * cannot stand together")
                 elif not _PATTERN.fullmatch(value):
                     raise ValueError(f"{value!r}: a * can only stand at the start or at the end")
+                if attribute == "path":
+                    check_path(value)
             except ValueError as error:
                 self._wrong(path, str(error))
                 continue

@@ -5,14 +5,9 @@ Then the path: exact, then the longest prefix of whole segments, then regex. Amo
 first, then the one with more headers, then with more query parameters, then the one that stands first in the files.
 """
 
-import re
-from urllib.parse import quote
-
 from l7proxy.config.model import Match
 from l7proxy.wire.framing import Malformed
-from l7proxy.wire.path import normalise
-
-_RAW = re.compile(r"[^!-~]")
+from l7proxy.wire.path import normalise, spelled
 
 
 def rank(match: Match) -> tuple[int, int, int]:
@@ -23,7 +18,7 @@ def rank(match: Match) -> tuple[int, int, int]:
 def exact_key(path: str) -> bytes:
     """Returns the normalised path that an exact match compares; raises ValueError for what no request can ask for."""
     try:
-        return normalise(_RAW.sub(lambda found: quote(found[0]), path).encode())
+        return normalise(spelled(path))
     except Malformed as error:
         raise ValueError(str(error)) from None
 

@@ -10,7 +10,8 @@ from l7proxy.core.fields import Cidr, HeaderName
 from l7proxy.core.handler import Build, Filter, Handler
 from l7proxy.core.message import Request, Response
 from l7proxy.core.stats import Counter
-from l7proxy.filters.authorizer import Authorizer, Clause, Rule, RuleSet
+from l7proxy.filters.authorizer import Authorizer, Clause, Rule, RuleSet, check_path
+from l7proxy.identity.peer import peer_named
 
 Pattern = Annotated[str, Meta(min_length=1, pattern=r"^(\*|\*?[^*]+|[^*]+\*)$")]
 """A text, or the part of one before or after a `*`; `*` alone is any text but none."""
@@ -46,6 +47,12 @@ class AccessRule(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"
     mode: Annotated[Mode, Meta(description="A rule in SHADOW denies nothing: what it would deny is logged.")] = (
         "ENFORCE"
     )
+
+    def __post_init__(self) -> None:
+        for pattern in self.paths:
+            check_path(pattern)
+        for pattern in self.identities:
+            _check_identity(pattern)
 
 
 class Authorization(Filter, frozen=True):
@@ -169,6 +176,12 @@ def guard(authorizer: Authorizer, inner: Handler, build: Build, policy: str) -> 
 
 
 _NO_RULE = "no allow rule"
+
+
+def _check_identity(pattern: str) -> None:
+    """Raises ValueError for what is neither a SPIFFE ID nor a DNS name, and so nobody's."""
+    if "*" not in pattern:
+        peer_named(pattern)
 
 
 def _tell(rule: Rule | None, rules: RuleSet) -> tuple[str, str, str]:

@@ -16,6 +16,9 @@ from msgspec import Struct
 from l7proxy.core.headers import joined
 from l7proxy.core.message import Request
 from l7proxy.core.patterns import whole
+from l7proxy.wire.authority import host_of, port_of
+from l7proxy.wire.framing import Malformed
+from l7proxy.wire.path import normalise, reading, spelled
 
 Attribute = Literal[
     "identity", "principal", "namespace", "serviceAccount", "trustDomain", "peerIP", "clientIP", "anyIP", "method",
@@ -33,7 +36,8 @@ class Clause(Struct, frozen=True):
     """A condition on one attribute: its value matches one of `values`, or none of them if `negated`.
 
     A value is compared whole; `*` at its end or start stands for any text there, `*` alone for any text but none.
-    Addresses are blocks. `key` is the name of a header.
+    Paths are compared as applications read them (`wire.path.reading`), hosts as the router does. Addresses are blocks.
+    `key` is the name of a header.
     """
 
     attribute: Attribute
@@ -247,7 +251,7 @@ def _finder(attribute: Attribute, patterns: dict[str, int]) -> Callable[[Any], i
 
 
 def _text_finder(attribute: Attribute, patterns: dict[str, int]) -> Callable[[Any], int]:
-    encode: Callable[[str], Any] = str.encode if attribute in _TEXT else str
+    encode: Callable[[str], Any] = _read if attribute == "path" else str.encode if attribute in _TEXT else str
     present = patterns.get("*", 0)
     exact: dict[Any, int] = {}
     prefixes: dict[Any, int] = {}
@@ -258,15 +262,20 @@ def _text_finder(attribute: Attribute, patterns: dict[str, int]) -> Callable[[An
             continue
         if attribute == "path" and _TEMPLATE.search(pattern):
             templates.append((template(pattern), rows))
-        elif pattern.endswith("*"):
-            prefixes[encode(pattern[:-1])] = rows
+            continue
+        if pattern.endswith("*"):
+            table, value = prefixes, encode(pattern[:-1])
         elif pattern.startswith("*"):
-            suffixes[encode(pattern[1:])] = rows
+            table, value = suffixes, encode(pattern[1:])
         else:
-            exact[encode(pattern)] = rows
+            table, value = exact, encode(pattern)
+        # Two patterns may be two spellings of one text.
+        table[value] = table.get(value, 0) | rows
     heads, tails = sorted({len(text) for text in prefixes}), sorted({len(text) for text in suffixes})
 
     def find(value: Any) -> int:
+        if attribute == "path":
+            value = reading(value)
         rows = exact.get(value, 0)
         if value:
             rows |= present
@@ -288,14 +297,18 @@ def _text_finder(attribute: Attribute, patterns: dict[str, int]) -> Callable[[An
 
 
 def _host_finder(patterns: dict[str, int]) -> Callable[[Any], int]:
-    """Hosts are compared without their case; a pattern without a port matches every port."""
-    with_port = {pattern.lower(): rows for pattern, rows in patterns.items() if ":" in pattern}
-    bare = {pattern.lower(): rows for pattern, rows in patterns.items() if ":" not in pattern}
+    """Hosts are compared as the router does; a pattern without a port matches every port."""
+    with_port: dict[str, int] = {}
+    bare: dict[str, int] = {}
+    for pattern, rows in patterns.items():
+        host, port = host_of(pattern.encode()).decode(), port_of(pattern.encode()).decode()
+        table, text = (with_port, f"{host}:{port}") if port else (bare, host)
+        table[text] = table.get(text, 0) | rows
     whole_authority, host_alone = _text_finder("host", with_port), _text_finder("host", bare)
 
     def find(authority: bytes) -> int:
-        host, colon, port = authority.rpartition(b":")
-        return whole_authority(authority) | host_alone(host if colon and port.isdigit() else authority)
+        host, port = host_of(authority), port_of(authority)
+        return host_alone(host) | (whole_authority(b"%b:%b" % (host, port)) if port else 0)
 
     return find
 
@@ -319,8 +332,35 @@ def _address_finder(patterns: dict[str, int]) -> Callable[[Any], int]:
     return find
 
 
+def _read(text: str) -> bytes:
+    return reading(spelled(text))
+
+
 def template(pattern: str) -> Callable[[bytes], bool]:
     """Returns the matcher of a path with `{*}` (one segment) and `{**}` (any number of them)."""
-    parts = _TEMPLATE.split(pattern)
+    parts = [_literal(_read(part)) for part in _TEMPLATE.split(pattern)]
     holes = ["[^/]+" if hole == "{*}" else ".*" for hole in _TEMPLATE.findall(pattern)]
-    return whole("".join(re.escape(part) + hole for part, hole in zip(parts, [*holes, ""], strict=True)))
+    return whole("".join(part + hole for part, hole in zip(parts, [*holes, ""], strict=True)))
+
+
+def _literal(data: bytes) -> str:
+    """Returns the regular expression of exactly these bytes."""
+    return "".join(chr(byte) if chr(byte).isalnum() and byte < 0x80 else f"\\x{byte:02x}" for byte in data)
+
+
+def check_path(pattern: str) -> None:
+    """Raises ValueError for a pattern that no normalised path can match: a rule that denies must not fail silently."""
+    sample = _TEMPLATE.sub("x", pattern)
+    if sample.startswith("*"):
+        sample = f"/x{sample[1:]}"
+    elif sample.endswith("*"):
+        sample = f"{sample[:-1]}x"
+    try:
+        path = spelled(sample)
+        key = normalise(path)
+    except Malformed as error:
+        raise ValueError(f"{pattern!r}: no request has such a path ({error.reason})") from None
+    if b"?" in path:
+        raise ValueError(f"{pattern!r}: a path has no query")
+    if key != path:
+        raise ValueError(f"{pattern!r}: no request has such a path: it is normalised first")

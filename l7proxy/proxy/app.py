@@ -20,7 +20,7 @@ from l7proxy.proxy.snapshot import Live, Route, Side, Snapshot, Target
 from l7proxy.proxy.trace import Decision, tell
 from l7proxy.telemetry.access import Mark
 from l7proxy.wire.framing import Malformed
-from l7proxy.wire.path import ambiguous, normalise, unescape_slashes
+from l7proxy.wire.path import ambiguous, normalise, reading, unescape_slashes
 
 CANCELLED = 499
 """The status that logs and metrics show when the client went away before an answer (nginx's convention)."""
@@ -150,6 +150,8 @@ def _route(side: Side, request: Request, live: Live) -> Target:
     target = side.router.match(
         request.authority, path, request.method, request.headers, request.query, trace and trace.candidates
     )
+    if path is not raw and side.strict and b"%" in path:
+        _agree(side, request, target)
     if target is None:
         if side.router.knows(request.authority):
             raise ProxyError("no_route")
@@ -201,6 +203,14 @@ def _unambiguous(side: Side, path: bytes) -> bytes:
     if side.strict and ambiguous(path):
         raise Malformed("path_ambiguous")
     return path
+
+
+def _agree(side: Side, request: Request, target: Target | None) -> None:
+    """Refuses a path whose route depends on whether it is read as it stands or as the application will read it."""
+    path = reading(request.path)
+    other = side.router.match(request.authority, path, request.method, request.headers, request.query)
+    if (other and other.route) is not (target and target.route):
+        raise Malformed("path_ambiguous")
 
 
 def _answer(live: Live, snapshot: Snapshot, request: Request, error: ProxyError) -> Response:

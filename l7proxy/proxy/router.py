@@ -4,7 +4,6 @@ The precedence is that of `config/precedence.py`. Everything that can be is look
 literal start of a regular expression, exact values of headers), so that ten thousand routes cost a request what ten do.
 """
 
-import ipaddress
 from bisect import insort
 from collections.abc import Iterable
 from typing import Generic, TypeVar
@@ -17,6 +16,7 @@ from l7proxy.core.headers import Headers
 from l7proxy.core.patterns import Patterns, literal_prefix
 from l7proxy.core.slices import Steps, drained
 from l7proxy.proxy.conditions import Condition, Fields, conditions, fields, parameters
+from l7proxy.wire.authority import host_of
 
 Target = TypeVar("Target")
 Trace = list[tuple[object | None, str]]
@@ -263,7 +263,7 @@ class Router(Generic[Target]):
         return self._hosts.setdefault(name.encode(), _Host(name))
 
     def _resolve(self, authority: bytes) -> _Host[Target] | None:
-        host = canonical(authority)
+        host = host_of(authority)
         rules = self._hosts.get(host)
         if rules is None:
             rules = next((found for key in suffixes(host) if (found := self._suffixes.get(key))), self._any)
@@ -273,18 +273,6 @@ class Router(Generic[Target]):
                 self._memo.clear()
             self._memo[authority] = rules
         return rules
-
-
-def canonical(authority: bytes) -> bytes:
-    """Returns the host of an authority: lower case, no port, no trailing dot, IPv6 in its shortest form."""
-    host = authority.lower()
-    if host.startswith(b"["):
-        inner = host[1:].partition(b"]")[0]
-        try:
-            return str(ipaddress.IPv6Address(inner.decode())).encode()
-        except ValueError:
-            return inner
-    return host.partition(b":")[0].removesuffix(b".")
 
 
 def _cuts(path: bytes, longest: int) -> Iterable[bytes]:

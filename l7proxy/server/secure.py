@@ -14,6 +14,7 @@ from l7proxy.proxy.identities import InboundIdentity
 from l7proxy.server.h1 import H1Protocol
 from l7proxy.server.h2 import H2Protocol
 from l7proxy.server.listener import Listener
+from l7proxy.wire.authority import host_of
 
 # RFC 8446 B.4 and the ECDHE suites of TLS 1.2: what the ASGI extension wants as a number.
 _SUITES = {
@@ -87,13 +88,11 @@ def _serves(transport: TlsTransport, dns_names: tuple[str, ...]) -> Callable[[by
     """
     if not transport.server_name or not dns_names:
         return None
-    asked = transport.server_name.lower().encode("latin-1")
+    asked = host_of(transport.server_name.encode("latin-1"))
 
     @functools.lru_cache(64)
     def serves(authority: bytes) -> bool:
-        host = authority.lower()
-        name, colon, port = host.rpartition(b":")
-        host = name if colon and port.isdigit() else host
+        host = host_of(authority)
         return host == asked or covers(dns_names, host.decode("latin-1"))
 
     return serves

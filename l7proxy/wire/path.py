@@ -1,6 +1,7 @@
 """One value for one resource: the request path in the only spelling that is matched, authorised and forwarded."""
 
 import re
+from urllib.parse import quote
 
 from l7proxy.wire.framing import Malformed
 
@@ -8,6 +9,8 @@ _PLAIN = re.compile(rb"(?:/[A-Za-z0-9_~!$&'()*+,=:@-][A-Za-z0-9_.~!$&'()*+,=:@-]
 _ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})?")
 _ALLOWED = re.compile(rb"[!-~]*")
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+_RAW = re.compile(r"[^!-~]")
+_READ = re.compile(rb"%(?!2F|5C|25)([0-9A-F]{2})")
 
 
 def normalise(path: bytes) -> bytes:
@@ -47,6 +50,23 @@ def normalise(path: bytes) -> bytes:
 def ambiguous(path: bytes) -> bool:
     """Tells whether applications disagree on what a path names: `%2F`, `%5C`, `;` parameters, double escapes."""
     return b"%2F" in path or b"%5C" in path or b";" in path or b"%25" in path
+
+
+def reading(path: bytes) -> bytes:
+    """Returns what applications read in a normalised path: `%3A` and `:` are one to them, though not to RFC 3986.
+
+    Escapes that are `ambiguous` stay as they are.
+    """
+    return _READ.sub(lambda match: bytes((int(match[1], 16),)), path) if b"%" in path else path
+
+
+def spelled(text: str) -> bytes:
+    """Returns a path as a configuration writes it, with its escapes, blanks and letters as requests must have them.
+
+    Raises Malformed for escapes that are none.
+    """
+    path = _RAW.sub(lambda found: quote(found[0]), text).encode()
+    return _decode(path) if b"%" in path else path
 
 
 def unescape_slashes(path: bytes) -> bytes:

@@ -132,6 +132,7 @@ def problem_of(tmp_path: Path, document: dict[str, Any]) -> str:
         (policy(rules=[{"from": [{"source": {"ipBlocks": ["10.0.0.0/40"]}}]}]), "not an address or a block"),
         (policy(rules=[{"to": [{"operation": {"paths": ["/a*b"]}}]}]), "at the start or at the end"),
         (policy(rules=[{"to": [{"operation": {"paths": ["/{*}/b*"]}}]}]), "cannot stand together"),
+        (policy(rules=[{"to": [{"operation": {"paths": ["/a//b"]}}]}]), "no request has such a path"),
         (policy(rules=[{"to": [{"operation": {"ports": ["http"]}}]}]), "is not a port"),
     ],
 )

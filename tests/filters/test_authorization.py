@@ -15,7 +15,7 @@ from l7proxy.filters.authorizer import Authorizer, Clause, Rule, RuleSet, templa
 from tests.conftest import StartServer, StartSidecar
 from tests.identity.pki import ORDERS, WEB, Authority, TlsClient, context
 from tests.support.client import Client
-from tests.support.sidecar import Sidecar, route
+from tests.support.sidecar import Sidecar, istio, route
 
 BATCH = "spiffe://demo/ns/night/sa/batch"
 
@@ -103,6 +103,57 @@ def test_an_ambiguous_path_is_refused_where_there_are_rules(
 ) -> None:
     started = start(sidecar, serve, ca, {"deny": [{"paths": ["/admin/*"]}]})
     assert status(started, ca, None, f"GET {spelling}") == 400
+
+
+@pytest.mark.parametrize(
+    ("written", "spelling"),
+    [
+        ("/v1/orders:cancel", "/v1/orders%3Acancel"),
+        ("/v1/orders:cancel", "/v1/orders%3acancel"),
+        ("/v1/orders%3acancel", "/v1/orders:cancel"),
+        ("/a(b)/*", "/a%28b%29/c"),
+        ("/café/*", "/caf%C3%A9/x"),
+        ("/café/*", "/caf%c3%a9/x"),
+        ("/caf%c3%a9/*", "/caf%C3%A9/x"),
+        ("/two words", "/two%20words"),
+        ("*%7Euser", "/home/~user"),
+        ("/%61dmin", "/admin"),
+    ],
+)
+def test_a_rule_holds_however_it_and_the_request_spell_the_path(
+    written: str, spelling: str, sidecar: StartSidecar, serve: StartServer, ca: Authority
+) -> None:
+    started = start(sidecar, serve, ca, {"deny": [{"paths": [written]}]})
+    assert status(started, ca, None, f"GET {spelling}") == 403
+    assert status(started, ca, None, "GET /other") == 200
+
+
+@pytest.mark.parametrize("spelling", ["/v1/orders%3Acancel", "/v1/orders%3acancel"])
+def test_no_spelling_leads_to_a_route_with_other_rules(
+    spelling: str, sidecar: StartSidecar, serve: StartServer
+) -> None:
+    guarded = route(
+        "guarded",
+        matches=[{"path": {"exact": "/v1/orders:cancel"}}],
+        policies={"authorization": {"allow": [{"identities": [WEB]}]}},
+    )
+    started = sidecar(guarded, route("open"), app=serve().address)
+    assert started.get("/v1/orders:cancel").status == 403
+    assert started.get(spelling).status == 400
+    assert started.get("/v1/orders/%3Acancel").status == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["admin.example", "ADMIN.example", "admin.example.", "admin.example:80", "admin.example:", "admin.example.:8"],
+)
+def test_no_spelling_of_a_host_dodges_a_rule(host: str, sidecar: StartSidecar, serve: StartServer) -> None:
+    rules = [{"to": [{"operation": {"hosts": ["admin.example", "*.admin.example:443"]}}]}]
+    started = sidecar(istio("AuthorizationPolicy", action="DENY", rules=rules), app=serve().address)
+    assert started.get("/", host).status == 403
+    assert started.get("/", "a.admin.example.:443").status == 403
+    assert started.get("/", "a.admin.example:80").status == 200
+    assert started.get("/", "other.example").status == 200
 
 
 def test_an_empty_allow_list_denies_everybody(sidecar: StartSidecar, serve: StartServer, ca: Authority) -> None:
@@ -197,6 +248,13 @@ def test_path_templates_match_whole_segments(pattern: str, path: str, matches: b
         ({"deny": [{"sourceIPs": ["10.0.0.0/33"]}]}, "deny[0].sourceIPs[0]"),
         ({"allow": [{"identity": ["a"]}]}, "unknown key; did you mean 'identities'?"),
         ({"allow": [{"mode": "OFF"}]}, "allow[0].mode"),
+        ({"deny": [{"paths": ["/a//b"]}]}, "'/a//b': no request has such a path: it is normalised first"),
+        ({"deny": [{"paths": ["/a/../b/*"]}]}, "'/a/../b/*': no request has such a path"),
+        ({"deny": [{"paths": ["admin/*"]}]}, "'admin/*': no request has such a path"),
+        ({"deny": [{"paths": ["/a%zz"]}]}, "'/a%zz': no request has such a path"),
+        ({"deny": [{"paths": ["/a?b=c"]}]}, "'/a?b=c': a path has no query"),
+        ({"deny": [{"identities": ["spiffe://Demo/web"]}]}, "'Demo' is not a trust domain"),
+        ({"deny": [{"identities": ["demo/ns/shop/sa/web"]}]}, "is not a host name"),
     ],
 )
 def test_a_mistake_in_a_rule_is_named_with_its_line(policy: dict[str, Any], sentence: str, tmp_path: Path) -> None:

@@ -43,6 +43,11 @@ def upstream(name: str, *endpoints: Address, **spec: Any) -> Document:
     return {"apiVersion": "l7proxy.io/v1", "kind": "Upstream", "metadata": {"name": name}, "spec": body}
 
 
+def istio(kind: str, *, name: str = "policy", **spec: Any) -> Document:
+    """Returns a document of Istio's security API."""
+    return {"apiVersion": "security.istio.io/v1", "kind": kind, "metadata": {"name": name}, "spec": spec}
+
+
 class Sidecar:
     """`l7proxy run -c` with every listener on a free port of loopback.
 
