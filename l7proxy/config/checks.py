@@ -1,16 +1,25 @@
 """What is wrong between documents that are each right: names that clash or lead nowhere, files, targets, listeners."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
+from ipaddress import ip_address
 from typing import Any
 
 from l7proxy.config.documents import Document
-from l7proxy.config.model import APP, Match, Resource, Route, Sidecar
+from l7proxy.config.kinds import KINDS
+from l7proxy.config.model import APP, Match, Resource, Route, Sidecar, Upstream
 from l7proxy.config.precedence import exact_key, prefix_key
 from l7proxy.config.scalars import suggest
 from l7proxy.core.errors import Problem
+from l7proxy.core.fields import network, split_host_port
 from l7proxy.core.slices import Steps, drained
+from l7proxy.identity.peer import peer_named
+from l7proxy.identity.spiffe import check_trust_domain
 
 Problems = list[Problem]
+
+_ADDRESS = re.compile(r"[0-9.]+|[0-9A-Fa-f.]*:[0-9A-Fa-f.:]*")
+"""What was meant as an address, whether or not it is one: no host name looks so."""
 
 
 def unique(documents: Iterable[Document], problems: Problems) -> Steps[None]:
@@ -19,7 +28,9 @@ def unique(documents: Iterable[Document], problems: Problems) -> Steps[None]:
     sidecar: Resource[Sidecar] | None = None
     for document in documents:
         resource = document.resource
-        other = seen.setdefault((resource.kind, resource.namespace, resource.name), resource)
+        # Ours are known by their name alone, whatever namespace they name.
+        namespace = resource.namespace if KINDS[resource.kind].foreign else ""
+        other = seen.setdefault((resource.kind, namespace, resource.name), resource)
         if other is not resource:
             _note(
                 problems, resource, "metadata.name", f"{resource.kind} {resource.name!r} is defined in {_place(other)}"
@@ -79,6 +90,29 @@ def route(resource: Resource[Route], sidecar: Sidecar, app: bool, problems: Prob
     return len(problems) == before
 
 
+def callers(resource: Resource[Sidecar], problems: Problems) -> None:
+    """Who is trusted must be somebody: an address block, a SPIFFE ID, a DNS name or a trust domain."""
+    inbound = resource.spec.inbound
+    if inbound is None:
+        return
+    _each(problems, resource, "spec.inbound.trustedProxies", inbound.trusted_proxies, _proxy)
+    if inbound.tls is not None:
+        _each(problems, resource, "spec.inbound.tls.trustDomains", inbound.tls.trust_domains, check_trust_domain)
+
+
+def server(resource: Resource[Upstream], problems: Problems) -> None:
+    """The same for who an upstream must be."""
+    tls = resource.spec.tls
+    if tls is None:
+        return
+    _each(problems, resource, "spec.tls.trustDomains", tls.trust_domains, check_trust_domain)
+    if tls.identity is not None:
+        try:
+            _named(tls.identity)
+        except ValueError as error:
+            _note(problems, resource, "spec.tls.identity", str(error))
+
+
 def listeners(resource: Resource[Sidecar], problems: Problems) -> None:
     """No two listeners share an address."""
     taken: dict[str, str] = {}
@@ -86,9 +120,49 @@ def listeners(resource: Resource[Sidecar], problems: Problems) -> None:
         block = getattr(resource.spec, name)
         if block is None or block.listen.endswith(":0"):
             continue
-        other = taken.setdefault(block.listen, name)
-        if other != name:
-            _note(problems, resource, f"spec.{name}.listen", f"{other} listens on {block.listen} too")
+        other = next((other for address, other in taken.items() if _overlap(address, block.listen)), None)
+        if other is not None:
+            where = getattr(resource.spec, other).listen
+            too = "too" if where == block.listen else f"and so on {block.listen} too"
+            _note(problems, resource, f"spec.{name}.listen", f"{other} listens on {where} {too}")
+        taken[block.listen] = name
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Tells whether two addresses cannot be listened on at the same time; `[::]` takes IPv4 too."""
+    if one == other or one.startswith("unix:") or other.startswith("unix:"):
+        return one == other
+    (host, port), (other_host, other_port) = split_host_port(one), split_host_port(other)
+    if port != other_port:
+        return False
+    hosts = {host, other_host}
+    return len(hosts) == 1 or "::" in hosts or ("0.0.0.0" in hosts and not any(":" in text for text in hosts))
+
+
+def _each(
+    problems: Problems, resource: Resource[Any], path: str, values: Iterable[str], check: Callable[[str], object]
+) -> None:
+    for number, value in enumerate(values):
+        try:
+            check(value)
+        except ValueError as error:
+            _note(problems, resource, f"{path}[{number}]", str(error))
+
+
+def _proxy(text: str) -> None:
+    """Raises ValueError for what is neither a block of addresses nor an identity."""
+    if not text.startswith("spiffe://") and (_ADDRESS.fullmatch(text) or "/" in text):
+        network(text)
+    else:
+        peer_named(text)
+
+
+def _named(text: str) -> None:
+    """Raises ValueError for what is neither an identity nor an address."""
+    if _ADDRESS.fullmatch(text):
+        ip_address(text)
+    else:
+        peer_named(text)
 
 
 def _path(match: Match) -> None:

@@ -135,7 +135,11 @@ def _model(
         if documents:
             problems.append(Problem(documents[0].resource.file, 0, "there is no document of kind Sidecar"))
         return None
+    checks.callers(sidecar, problems)
     upstreams = {resource.name: resource for resource in by_kind.pop("Upstream")}
+    for upstream in upstreams.values():
+        checks.server(upstream, problems)
+        yield
     # What a document is called that cannot be read at all may be any name that another one refers to.
     names = None if Broken() in broken else {*upstreams, *(item.name for item in broken if item.kind == "Upstream")}
     inbound = sidecar.spec.inbound

@@ -110,10 +110,20 @@ class Inbound(Part, frozen=True):
     )
     deny_ips: Annotated[tuple[Cidr, ...], doc("These addresses may not connect.")] = field(default=(), name="denyIPs")
     trusted_proxies: Annotated[
-        tuple[str, ...], doc("Identities or address blocks whose forwarding headers are believed.")
+        tuple[str, ...],
+        doc(
+            "Identities or address blocks whose forwarding headers are believed; an address of these in "
+            "`x-forwarded-for` is one more proxy."
+        ),
     ] = ()
     trusted_hops: Annotated[
-        int, doc("How many proxies before this one are believed about the client's address.", ge=0, le=100)
+        int,
+        doc(
+            "How many proxies before this one are believed about the client's address, whoever they are; a chain that "
+            "is shorter says nothing.",
+            ge=0,
+            le=100,
+        ),
     ] = 0
     forwarded_client_cert: Annotated[
         Literal["SANITIZE_SET", "APPEND_FORWARD", "ALWAYS_FORWARD_ONLY"],

@@ -9,6 +9,10 @@ from l7proxy.identity.xfcc import Mode, rewriter
 
 _UNTRUSTED = (b"x-forwarded-", b"x-l7proxy-", b"x-envoy-", b"x-request-id")
 _OURS = (b"x-l7proxy-", b"x-envoy-")
+_STARTS = frozenset((b"x-", b"x_", b"fo"))
+"""How a header begins that might be one of these."""
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class Forwarding:
@@ -41,10 +45,8 @@ class Forwarding:
             return
         # Two bytes tell most names apart from these at once.
         for name, _ in headers:
-            if (name[:2] == b"x-" and name.startswith(_UNTRUSTED)) or name == b"forwarded":
-                headers[:] = [
-                    pair for pair in headers if not pair[0].startswith(_UNTRUSTED) and pair[0] != b"forwarded"
-                ]
+            if name[:2] in _STARTS and _tells(name):
+                headers[:] = [pair for pair in headers if not _tells(pair[0])]
                 break
         request.forwarded = request.source
         headers += (
@@ -61,25 +63,21 @@ class Forwarding:
 
     def _knows(self, request: Request) -> bool:
         """Whether the peer is one of the trusted proxies, by its certificate or its address."""
-        if request.peer.identity in self._identities:
-            return True
-        if not self._networks:
-            return False
-        try:
-            address = ipaddress.ip_address(request.source)
-        except ValueError:
-            return False
-        return any(address in network for network in self._networks)
+        return request.peer.identity in self._identities or self._is_proxy(_address(request.source))
+
+    def _is_proxy(self, address: Address | None) -> bool:
+        return address is not None and any(address in network for network in self._networks)
 
     def _append(self, request: Request) -> None:
-        headers: Headers = [pair for pair in request.headers if not pair[0].startswith(_OURS)]
-        chain = joined(headers, b"x-forwarded-for")
-        addresses = [part.strip() for part in chain.split(b",")] if chain else []
-        # Read from the right: each believed hop vouches for the address that it saw.
-        index = max(self._hops, 1)
-        seen = addresses[-index] if len(addresses) >= index else (addresses[0] if addresses else b"")
-        request.forwarded = seen.decode("latin-1") or request.source
-        headers = [pair for pair in headers if pair[0] != b"x-forwarded-for"]
+        chain = joined(request.headers, b"x-forwarded-for")
+        request.forwarded = self._client(chain.split(b",") if chain else []) or request.source
+        headers: Headers = [
+            pair
+            for pair in request.headers
+            if pair[0] != b"x-forwarded-for"
+            and not pair[0].startswith(_OURS)
+            and (b"_" not in pair[0] or not _tells(pair[0]))
+        ]
         source = request.source.encode()
         headers.append((b"x-forwarded-for", chain + b", " + source if chain else source))
         names = {name for name, _ in headers}
@@ -89,6 +87,41 @@ class Forwarding:
             headers.append((b"x-forwarded-host", request.authority))
         self._client_cert(headers, request.peer, self._knows(request))
         request.headers = headers
+
+    def _client(self, chain: Sequence[bytes]) -> str:
+        """Reads who the client is from the right, where each believed proxy vouches for the address that it saw.
+
+        "" where that cannot be told: the chain is shorter than the hops that are believed, or holds no address there.
+        """
+        left = len(chain) - max(self._hops, 1)
+        found = ""
+        while left >= 0 and (address := _address(chain[left].decode("latin-1").strip())) is not None:
+            found = str(address)
+            if not self._is_proxy(address):
+                break
+            left -= 1
+        return found
+
+
+def _tells(name: bytes) -> bool:
+    """Whether a header says who the client is, or is ours to set.
+
+    Applications behind CGI and WSGI read `_` in a name as `-`.
+    """
+    return name == b"forwarded" or name.replace(b"_", b"-").startswith(_UNTRUSTED)
+
+
+def _address(text: str) -> Address | None:
+    """Returns the address in a text, which some proxies write with its port; None where there is none."""
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 def _network(entry: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:

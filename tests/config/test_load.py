@@ -171,6 +171,40 @@ def test_a_reference_to_a_document_with_a_mistake_is_no_second_mistake(tmp_path)
             "a.yaml:7: spec.admin.listen: inbound listens on 0.0.0.0:15006 too",
         ),
         (
+            (SIDECAR.replace("outbound: {}", "admin: {listen: 127.0.0.1:15006}"),),
+            "a.yaml:7: spec.admin.listen: inbound listens on 0.0.0.0:15006 and so on 127.0.0.1:15006 too",
+        ),
+        (
+            (SIDECAR.replace("outbound: {}", 'admin: {listen: "[::]:15006"}'),),
+            "a.yaml:7: spec.admin.listen: inbound listens on 0.0.0.0:15006 and so on [::]:15006 too",
+        ),
+        (
+            (SIDECAR, upstream("u"), upstream("u").replace("name: u", "name: u, namespace: b")),
+            "metadata.name: Upstream 'u' is defined in a.yaml:9",
+        ),
+        *(
+            ((SIDECAR.replace("{app:", f"{{trustedProxies: [{quoted}], app:"),), f"a.yaml:6: spec.inbound.{message}")
+            for quoted, message in (
+                ("10.0.0/8", "trustedProxies[0]: '10.0.0/8' is not an address or a block"),
+                ("'10.0.0.1', 10.0.0.300", "trustedProxies[1]: '10.0.0.300' is not an address or a block"),
+                ("'fd00::/200'", "trustedProxies[0]: 'fd00::/200' is not an address or a block"),
+                ("''", "trustedProxies[0]: '' is not a host name"),
+                ("'spiffe://Demo/web'", "trustedProxies[0]: 'Demo' is not a trust domain"),
+            )
+        ),
+        (
+            (SIDECAR.replace("{app:", "{tls: {dev: demo, trustDomains: [a, 'spiffe://b']}, app:"),),
+            "a.yaml:6: spec.inbound.tls.trustDomains[1]: 'spiffe://b' is not a trust domain",
+        ),
+        (
+            (SIDECAR, upstream("u", "{endpoints: ['a:1'], tls: {dev: demo, identity: 'spiffe://demo'}}")),
+            "a.yaml:12: spec.tls.identity: spiffe://demo names a trust domain, not a workload",
+        ),
+        (
+            (SIDECAR, upstream("u", "{endpoints: ['a:1'], tls: {dev: demo, identity: '10.0.0.300'}}")),
+            "a.yaml:12: spec.tls.identity: '10.0.0.300' does not appear to be an IPv4 or IPv6 address",
+        ),
+        (
             (SIDECAR.replace("{app:", "{tls: {cert: no.crt, key: no.key}, app:"),),
             "a.yaml:6: spec.inbound.tls.cert: no.crt cannot be read: No such file or directory\n"
             "a.yaml:6: spec.inbound.tls.key: no.key cannot be read: No such file or directory",
