@@ -49,7 +49,7 @@ class Identity:
                 f"{peer.identity} is of trust domain {domain}; accepted here: {', '.join(sorted(accepted))}",
             )
         if peer.expires <= time.time():
-            raise Refused("expired", f"{peer.identity} expired {span(time.time() - peer.expires)} ago")
+            raise Refused("expired", f"certificate expired {span(time.time() - peer.expires)} ago ({peer.identity})")
         if len(material.bundles) > 1:
             bundle = material.bundles.get(domain or material.trust_domain, material.bundles.get(ANY, ()))
             if anchor() not in bundle:

@@ -4,7 +4,7 @@ import time
 
 from cryptography import x509
 
-from l7proxy.identity.material import lifetime_problem
+from l7proxy.identity.material import describe, lifetime_problem
 from l7proxy.identity.refusal import Reason, Refused
 
 # What follows are X509_V_ERR_* numbers, which are part of OpenSSL's interface and do not change.
@@ -92,16 +92,6 @@ def explain_verify(error: int, der: bytes, server: bool) -> Refused:
             error=error,
         ),
     )
-
-
-def describe(certificate: x509.Certificate) -> str:
-    """Returns the name by which an operator knows a certificate: its SPIFFE ID, else its subject."""
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        found = names.get_values_for_type(x509.UniformResourceIdentifier) or names.get_values_for_type(x509.DNSName)
-    except (x509.ExtensionNotFound, ValueError):
-        found = []
-    return (found[0] if found else certificate.subject.rfc4514_string()) or "a certificate without a name"
 
 
 def _refused_by_peer(text: str, server: bool) -> Refused:

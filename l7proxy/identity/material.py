@@ -20,7 +20,6 @@ from l7proxy.identity.peer import names_of
 from l7proxy.identity.spiffe import parse
 
 _KEYS = (rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey, ed25519.Ed25519PrivateKey, ed448.Ed448PrivateKey)
-_MOST_BYTES = 16 << 20
 ANY = ""
 """The key of authorities that may vouch for every trust domain that is accepted."""
 
@@ -87,15 +86,14 @@ def material(
 
 def read_certificates(data: bytes, what: str) -> list[x509.Certificate]:
     """Returns the certificates of a PEM text; raises BadMaterial."""
-    if len(data) > _MOST_BYTES:
-        raise BadMaterial([(what, "larger than 16 MiB")])
+    if b"-----BEGIN CERT" not in data:
+        raise BadMaterial([(what, "no certificate in it (PEM)")])
     try:
         found = x509.load_pem_x509_certificates(data)
-    except ValueError as error:
-        why = "no certificate in it (PEM)" if b"-----BEGIN CERT" not in data else f"not readable as PEM: {error}"
-        raise BadMaterial([(what, why)]) from None
-    if data.count(b"-----BEGIN CERTIFICATE-----") != len(found):
-        raise BadMaterial([(what, "a certificate in it is cut off")])
+    except ValueError:
+        found = []
+    if data.count(b"-----BEGIN CERTIFICATE-----") != len(found) or not found:
+        raise BadMaterial([(what, "a certificate in it is cut off or garbled")])
     return found
 
 
@@ -143,13 +141,22 @@ def issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
 
 def lifetime_problem(certificate: x509.Certificate, now: float) -> str:
     """Returns what is wrong with the dates of a certificate at `now` (epoch seconds), or ""."""
-    name = certificate.subject.rfc4514_string() or "the certificate"
     start, end = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
     if now < start:
-        return f"{name} is not valid yet: in {span(start - now)}"
+        return f"certificate not valid yet: in {span(start - now)} ({describe(certificate)})"
     if now >= end:
-        return f"{name} expired {span(now - end)} ago"
+        return f"certificate expired {span(now - end)} ago ({describe(certificate)})"
     return ""
+
+
+def describe(certificate: x509.Certificate) -> str:
+    """Returns the name by which an operator knows a certificate: its SPIFFE ID, else its subject."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        found = names.get_values_for_type(x509.UniformResourceIdentifier) or names.get_values_for_type(x509.DNSName)
+    except (x509.ExtensionNotFound, ValueError):
+        found = []
+    return (found[0] if found else certificate.subject.rfc4514_string()) or "a certificate without a name"
 
 
 def span(seconds: float) -> str:

@@ -1,18 +1,19 @@
 """What there is to say about certificates: expiry metrics, the admin API's `/certs`, what `check` finds."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import TypedDict
 
 from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from l7proxy.core.errors import Problem
 from l7proxy.core.stats import Stats
 from l7proxy.identity.contexts import Identity
-from l7proxy.identity.doctor import describe
-from l7proxy.identity.material import BadMaterial, Material, date, issued_by, lifetime_problem, read_certificates
+from l7proxy.identity.material import BadMaterial, Material, date, describe, issued_by, lifetime_problem, span
 from l7proxy.identity.peer import peer_of
 from l7proxy.identity.refusal import Refused
 from l7proxy.identity.sources import Files
@@ -85,36 +86,64 @@ def certificates(identities: Sequence[Identity]) -> list[ShownIdentity]:
     return shown
 
 
-def check(files: Files, now: float | None = None) -> list[Problem]:
-    """Returns what is wrong with certificate files: unreadable, a key that does not match, a broken chain, dates."""
+def check(files: Files, server: bool = True, now: float | None = None) -> list[Problem]:
+    """Returns what is wrong with certificate files: unreadable, a key that does not match, a broken chain, dates.
+
+    `server` tells for which end of a connection they are. `file` of a problem is the file that it is in.
+    """
     now = time.time() if now is None else now
     try:
         material = files.read()
     except BadMaterial as error:
         return [Problem(where, 0, what) for where, what in error.problems]
-    problems = []
     chain = [x509.load_der_x509_certificate(der) for der in material.chain]
+    authorities = [x509.load_der_x509_certificate(der) for der in material.authorities]
+    found = {
+        files.cert: [*_in_chain(chain, server), *(lifetime_problem(one, now) for one in chain)],
+        files.ca: [
+            *(lifetime_problem(one, now) for one in authorities),
+            *(f"{describe(one)} is not a CA certificate" for one in authorities if not _is_ca(one)),
+        ],
+        files.crl: _in_lists([x509.load_der_x509_crl(der) for der in material.crls], authorities, now),
+    }
+    return [Problem(file or "", 0, what) for file, problems in found.items() for what in problems if what]
+
+
+def _in_chain(chain: Sequence[x509.Certificate], server: bool) -> Iterator[str]:
     for certificate, issuer in pairwise(chain):
         if not issued_by(certificate, issuer):
-            what = f"{describe(issuer)} did not sign {describe(certificate)}, which stands before it"
-            problems.append(Problem(files.cert or "", 0, what))
-    if chain:
+            yield f"{describe(issuer)} did not sign {describe(certificate)}, which stands before it"
+    for leaf in chain[:1]:
         try:
-            peer_of(material.chain[0])
+            peer_of(leaf.public_bytes(Encoding.DER))
         except Refused as refusal:
-            problems.append(Problem(files.cert or "", 0, refusal.detail.replace("the peer's", "the")))
-    problems += [Problem(files.cert or "", 0, problem) for found in chain if (problem := lifetime_problem(found, now))]
-    if files.ca:
-        with open(files.ca, "rb") as file:
-            authorities = read_certificates(file.read(), files.ca)
-        dated = [lifetime_problem(found, now) for found in authorities]
-        problems += [Problem(files.ca, 0, problem) for problem in dated if problem]
-        problems += [
-            Problem(files.ca, 0, f"{describe(found)} is not a CA certificate")
-            for found in authorities
-            if not _is_ca(found)
-        ]
-    return problems
+            yield refusal.detail.replace("the peer's", "the")
+        needed, side = (
+            (ExtendedKeyUsageOID.SERVER_AUTH, "server") if server else (ExtendedKeyUsageOID.CLIENT_AUTH, "client")
+        )
+        try:
+            usages = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+        except (x509.ExtensionNotFound, ValueError):
+            continue
+        if needed not in usages and ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE not in usages:
+            yield f"{describe(leaf)} may not be used by a {side} (extended key usage)"
+
+
+def _in_lists(
+    lists: Sequence[x509.CertificateRevocationList], authorities: Sequence[x509.Certificate], now: float
+) -> Iterator[str]:
+    for crl in lists:
+        issuer = crl.issuer.rfc4514_string()
+        end = crl.next_update_utc
+        if end is not None and end.timestamp() <= now:
+            ago = span(now - end.timestamp())
+            yield f"the revocation list of {issuer} expired {ago} ago, so that it lets nobody in"
+        keys: list[Any] = [one.public_key() for one in authorities if one.subject == crl.issuer]
+        if keys and not any(map(crl.is_signature_valid, keys)):
+            yield f"the revocation list of {issuer} is signed by somebody else"
+    issuers = {crl.issuer for crl in lists}
+    if lists and authorities and not any(one.subject in issuers for one in authorities):
+        yield "no list in it is of an authority that is trusted, so that nobody is let in"
 
 
 def _left(certificates: Sequence[bytes]) -> float:

@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime
+import errno
 import os
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from msgspec import Struct
 
+from l7proxy.core.files import open_regular
 from l7proxy.identity.dev import DevCa, key_pem
 from l7proxy.identity.material import (
     ANY,
@@ -28,8 +30,9 @@ from l7proxy.identity.material import (
 Take = Callable[[Material], None]
 Reject = Callable[[Exception], None]
 
-POLL = 1.0
-"""Seconds between two looks at the files."""
+POLL = 0.5
+"""Seconds between two looks at the files. A change is taken once two looks see the same: it may be half written."""
+_MOST_BYTES = 16 << 20
 
 
 class CertificateSource(Protocol):
@@ -61,7 +64,7 @@ class Files(Struct, frozen=True):
             if path is None:
                 continue
             try:
-                data = Path(path).read_bytes()
+                data = _read(path)
                 if kind == "cert":
                     chain = read_certificates(data, path)
                 elif kind == "key":
@@ -75,7 +78,10 @@ class Files(Struct, frozen=True):
             except BadMaterial as error:
                 problems += error.problems
         if chain and key and not matches(chain[0], key):
-            problems.append((self.key or "", f"is not the key of the certificate in {self.cert}"))
+            if any(matches(other, key) for other in chain[1:]):
+                problems.append((self.cert or "", "the leaf, whose key it is, must come first"))
+            else:
+                problems.append((self.key or "", f"is not the key of the certificate in {self.cert}"))
         if bool(self.cert) != bool(self.key):
             problems.append((self.cert or self.key or "", "a certificate and its key are needed together"))
         if problems:
@@ -112,16 +118,18 @@ class FileSource:
 
     async def watch(self, take: Take, reject: Reject) -> None:
         rejected = ""
+        before = self._state
         while True:
             await asyncio.sleep(self._poll)
             state = self._files.state()
-            if state == self._state:
+            if state == self._state or state != before:
+                before = state
                 continue
             try:
                 found = self._files.read()
                 _refuse_expired(found)
             except BadMaterial as error:
-                # Looked at again in a second: the other half of the pair may be on its way.
+                # Looked at again and again: the other half of the pair may be on its way.
                 if str(error) != rejected:
                     rejected = str(error)
                     reject(error)
@@ -164,6 +172,15 @@ class DevSource:
                 take(self.first())
             except BadMaterial as error:
                 reject(error)
+
+
+def _read(path: str) -> bytes:
+    """Returns what is in a file; raises OSError."""
+    with open_regular(path) as file:
+        data = file.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise OSError(errno.EFBIG, "larger than 16 MiB")
+    return data
 
 
 def _refuse_expired(found: Material) -> None:

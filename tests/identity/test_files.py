@@ -1,10 +1,12 @@
 """Certificate files: what `check`, `run` and `certs` make of good ones and bad ones."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from l7proxy.identity.report import check
 from l7proxy.identity.sources import Files
@@ -35,13 +37,55 @@ def test_each_problem_of_the_files_is_named(ca: Authority, tmp_path: Path) -> No
     assert messages == [
         f"{WEB} did not sign https://demo/x, which stands before it",
         "the certificate's URI name is not a SPIFFE ID: 'https://demo/x' does not start with spiffe://",
-        "CN=workload expired 12 h ago",
+        "certificate expired 12 h ago (https://demo/x)",
     ]
 
 
 def test_a_leaf_among_the_authorities_is_named(ca: Authority, web: Pair) -> None:
     (problem,) = check(Files(str(web.cert), str(web.key), str(web.cert)))
     assert problem.message == f"{WEB} is not a CA certificate"
+
+
+def test_a_certificate_for_the_other_end_is_named(ca: Authority) -> None:
+    pair = ca.issue("client", WEB, usages=[ExtendedKeyUsageOID.CLIENT_AUTH])
+    (problem,) = check(files(pair, ca))
+    assert problem.message == f"{WEB} may not be used by a server (extended key usage)"
+    assert check(files(pair, ca), server=False) == []
+
+
+def test_a_chain_whose_leaf_is_not_first_is_named(ca: Authority, tmp_path: Path) -> None:
+    pair = Authority(tmp_path, "between", ca).issue("deep", WEB)
+    first, second = pair.cert.read_bytes().split(b"-----END CERTIFICATE-----\n")[:2]
+    end = b"-----END CERTIFICATE-----\n"
+    pair.cert.write_bytes(second + end + first + end)
+    (problem,) = check(files(pair, ca))
+    assert (problem.file, problem.message) == (str(pair.cert), "the leaf, whose key it is, must come first")
+
+
+def test_revocation_lists_that_let_nobody_in_are_named(ca: Authority, web: Pair, tmp_path: Path) -> None:
+    def found(crl: Path) -> list[str]:
+        return [problem.message for problem in check(Files(str(web.cert), str(web.key), str(ca.file), str(crl)))]
+
+    assert found(ca.revoke()) == []
+    assert found(ca.revoke(next_update=NOW - DAY / 2)) == [
+        "the revocation list of CN=ca expired 12 h ago, so that it lets nobody in"
+    ]
+    assert found(Authority(tmp_path, "other").revoke()) == [
+        "no list in it is of an authority that is trusted, so that nobody is let in"
+    ]
+    (tmp_path / "false").mkdir()
+    assert found(Authority(tmp_path / "false", "ca").revoke()) == [
+        "the revocation list of CN=ca is signed by somebody else"
+    ]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_is_no_file_holds_nobody_up(kind: str, ca: Authority, web: Pair, tmp_path: Path) -> None:
+    cert = tmp_path / "pipe" if kind == "pipe" else Path("/dev/zero")
+    if kind == "pipe":
+        os.mkfifo(cert)
+    (problem,) = check(Files(str(cert), str(web.key), str(ca.file)))
+    assert problem.message == "cannot be read: not a regular file"
 
 
 @pytest.mark.parametrize(
@@ -90,7 +134,7 @@ def test_strict_without_a_certificate_is_a_mistake(tmp_path: Path) -> None:
     ran = l7proxy("check", str(config))
     assert (ran.returncode, ran.stderr) == (
         1,
-        f"{config}:7: inbound.tls: mode STRICT needs cert and key, or spiffe or dev\n",
+        f"{config}:7: spec.inbound.tls: mode STRICT needs cert and key, or spiffe or dev\n",
     )
 
 

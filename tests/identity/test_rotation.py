@@ -3,6 +3,7 @@
 import datetime
 import ssl
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,7 @@ def test_half_a_pair_is_refused_and_the_old_one_stays(
     ("content", "sentence"),
     [
         (b"", "no certificate in it"),
-        (b"-----BEGIN CERTIFICATE-----\nMIIB", "not readable as PEM"),
+        (b"-----BEGIN CERTIFICATE-----\nMIIB", "a certificate in it is cut off"),
         (b"\x00\xff" * 100, "no certificate in it"),
     ],
 )
@@ -76,6 +77,41 @@ def test_a_half_written_file_is_refused(
     orders.cert.write_bytes(content)
     wait_for(lambda: sentence in started.process.stderr, 5, lambda: started.process.stderr)
     assert ask(started.inbound, context(ca, web)).status == 200
+
+
+def test_files_that_are_still_being_written_are_not_taken(
+    secure: StartSecure, ca: Authority, web: Pair, tmp_path: Path
+) -> None:
+    other = Authority(tmp_path, "other")
+    trust = tmp_path / "trust.pem"
+    trust.write_bytes(ca.pem)
+    started = secure(ca=str(trust))
+    made = context(ca, web)
+    with trust.open("wb", buffering=0) as file:
+        # One authority after the other, as a slow program writes them: each is a whole file, and none is the whole.
+        for number in range(12):
+            file.write(other.pem if number < 11 else ca.pem)
+            time.sleep(0.15)
+            assert ask(started.inbound, made).status == 200
+    rotate(started)
+    assert ask(started.inbound, context(ca, other.issue("theirs", WEB))).status == 200
+    assert ask(started.inbound, made).status == 200
+
+
+def test_a_configuration_goes_live_once_its_certificate_is_good(
+    secure: StartSecure, ca: Authority, web: Pair, orders: Pair
+) -> None:
+    started = secure()
+    made = context(ca, web)
+    before = serial_shown(started, made)
+    fresh = ca.issue("fresh", ORDERS)
+    good = fresh.cert.read_bytes()
+    fresh.cert.write_bytes(good[: len(good) // 2])
+    started.configure(inbound={"tls": {"cert": str(fresh.cert), "key": str(fresh.key)}})
+    wait_for(lambda: "a certificate in it is cut off" in started.process.stderr, 5, lambda: started.process.stderr)
+    assert serial_shown(started, made) == before
+    fresh.cert.write_bytes(good)
+    wait_for(lambda: serial_shown(started, made) != before, 5, lambda: started.process.stderr)
 
 
 def test_a_removed_ca_is_refused_at_once_and_its_sessions_with_it(
