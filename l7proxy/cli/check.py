@@ -17,7 +17,6 @@ from l7proxy.core.handler import Keep
 from l7proxy.core.slices import finish
 from l7proxy.core.stats import Stats
 from l7proxy.proxy.compile import Compiler
-from l7proxy.proxy.identities import problems
 from l7proxy.telemetry.facade import Telemetry
 from l7proxy.telemetry.log import Log
 
@@ -38,12 +37,10 @@ def run(args: argparse.Namespace) -> int:
         print("l7proxy check: name a file or a folder", file=sys.stderr)
         return 2
     try:
-        model = load(paths, flags.overrides(args))
+        model = load(paths, flags.overrides(args), thorough=True)
         for warning in model.warnings:
             print(f"{warning} (warning)", file=sys.stderr)
         asyncio.run(_compile(model))
-        if wrong := problems(model):
-            raise ConfigError(wrong)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 1

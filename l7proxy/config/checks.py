@@ -7,13 +7,17 @@ from typing import Any
 
 from l7proxy.config.documents import Document
 from l7proxy.config.kinds import KINDS
-from l7proxy.config.model import APP, Match, Resource, Route, Sidecar, Upstream
+from l7proxy.config.model import APP, Match, Model, Resource, Route, Sidecar, Tls, Upstream
 from l7proxy.config.precedence import exact_key, prefix_key
 from l7proxy.config.scalars import suggest
 from l7proxy.core.errors import Problem
 from l7proxy.core.fields import network, split_host_port
+from l7proxy.core.files import open_regular
 from l7proxy.core.slices import Steps, drained
+from l7proxy.filters.authorization import Authorization
 from l7proxy.identity.peer import peer_named
+from l7proxy.identity.report import check
+from l7proxy.identity.sources import Files
 from l7proxy.identity.spiffe import check_trust_domain
 
 Problems = list[Problem]
@@ -81,6 +85,8 @@ def route(resource: Resource[Route], sidecar: Sidecar, app: bool, problems: Prob
             _note(problems, resource, "spec", "an outbound route needs upstream, split, redirect or directResponse")
         elif not app:
             _note(problems, resource, "spec", "the route names no target, and inbound.app is not set")
+    if spec.path.forward == "original" and any(isinstance(it, Authorization) and it.by_path for it in spec.policies):
+        _note(problems, resource, "spec.path.forward", "original cannot be forwarded where rules depend on the path")
     if spec.rewrite is not None and (spec.redirect or spec.direct_response):
         _note(problems, resource, "spec.rewrite", "there is no upstream to rewrite for")
     if spec.tracing is not None and (sidecar.tracing is None or sidecar.tracing.otlp is None):
@@ -111,6 +117,34 @@ def server(resource: Resource[Upstream], problems: Problems) -> None:
             _named(tls.identity)
         except ValueError as error:
             _note(problems, resource, "spec.tls.identity", str(error))
+
+
+def tls(resource: Resource[Sidecar], problems: Problems) -> None:
+    """What callers are spoken to with must be named."""
+    inbound = resource.spec.inbound
+    block = inbound.tls if inbound is not None else None
+    if block is None or block.mode == "DISABLE" or block.spiffe or block.dev:
+        return
+    if block.cert is None or block.ca is None:
+        missing = "cert and key" if block.cert is None else "ca"
+        _note(problems, resource, "spec.inbound.tls", f"mode {block.mode} needs {missing}, or spiffe or dev")
+
+
+def certificates(model: Model, problems: Problems) -> None:
+    """The certificates in the files that are named must be good: they match, and chains and dates are in order."""
+    inbound = model.sidecar.spec.inbound
+    if inbound is not None and inbound.tls is not None and inbound.tls.mode != "DISABLE":
+        _certificates(model.sidecar, "spec.inbound.tls", inbound.tls, True, problems)
+    for upstream in model.upstreams.values():
+        if upstream.spec.tls is not None:
+            _certificates(upstream, "spec.tls", upstream.spec.tls, False, problems)
+
+
+def _certificates(resource: Resource[Any], path: str, tls: Tls, server: bool, problems: Problems) -> None:
+    named = {getattr(tls, key): f"{path}.{key}" for key in ("ca", "crl", "key", "cert")}
+    if all(file is None or not _unreadable(file) for file in named):
+        for problem in check(Files(tls.cert, tls.key, tls.ca, tls.crl), server):
+            _note(problems, resource, named.get(problem.file, path), f"{problem.file}: {problem.message}")
 
 
 def listeners(resource: Resource[Sidecar], problems: Problems) -> None:
@@ -179,7 +213,7 @@ def _path(match: Match) -> None:
 def _unreadable(path: str) -> str:
     """Returns why a file cannot be read, or nothing."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             file.read(1)
     except OSError as error:
         return f"{path} cannot be read: {error.strerror}"

@@ -52,7 +52,7 @@ def _decoder(info: inspect.Type, done: dict[type, Decode]) -> Decode:
         case inspect.StructType():
             return _struct(info, done)
         case inspect.StrType():
-            return text(info, extra.get("format"))
+            return text(info, extra.get("format"), extra.get("words", ()))
         case inspect.BoolType():
             return boolean
         case inspect.IntType() | inspect.FloatType():
@@ -93,7 +93,8 @@ def _struct(info: inspect.StructType, done: dict[type, Decode]) -> Decode:
             if field is None:
                 if strict:
                     valid = False
-                    notes.wrong(where, child.line, "unknown key" + suggest(key, fields.keys() - node.items.keys()))
+                    absent = fields.keys() - node.items.keys()
+                    notes.wrong(where, child.line, "unknown key" + (suggest(key, absent) or suggest(key, fields)))
                 continue
             notes.lines[where] = child.line
             if isinstance(child, Scalar) and child.null:

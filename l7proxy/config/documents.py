@@ -113,14 +113,14 @@ def _kind(root: Mapping, notes: Notes) -> Kind | None:
             notes.wrong(key, node.line, expected("a text", node))
         else:
             found[key] = node.value
-    if len(found) < 2:
+    if "kind" not in found:
         return None
     kind = KINDS.get(found["kind"])
     if kind is None:
         notes.wrong("kind", root.items["kind"].line, f"unknown kind {found['kind']!r}" + suggest(found["kind"], KINDS))
         return None
-    if found["apiVersion"] not in kind.versions:
-        message = f"must be {' or '.join(kind.versions)} for kind {kind.name}, not {found['apiVersion']!r}"
+    version = found.get("apiVersion", kind.versions[0])
+    if version not in kind.versions:
+        message = f"must be {' or '.join(kind.versions)} for kind {kind.name}, not {version!r}"
         notes.wrong("apiVersion", root.items["apiVersion"].line, message)
-        return None
     return kind

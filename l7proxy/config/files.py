@@ -18,8 +18,9 @@ from l7proxy.core.slices import between, finish
 INTERVAL = 0.2
 """Seconds between two looks."""
 
-Seen = tuple[dict[str, tuple[int, ...]], dict[str, bool]]
-"""The state of each file of the configuration, and whether each file that it refers to can be read."""
+Seen = tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]
+"""The state of each file of the configuration, and of each that it refers to: what was refused for a certificate may be
+right once that is."""
 
 
 class Files:
@@ -81,7 +82,7 @@ class Files:
 
     def _look(self) -> Seen:
         files = {file: _state(file) for file in expand(self._paths, [])}
-        return files, {file: os.access(file, os.R_OK) for file in self._loader.files}
+        return files, {file: _state(file) for file in self._loader.files}
 
     def _complete(self, seen: Seen) -> Seen:
         """Adds the files that the configuration refers to, which are only known once it has been read."""

@@ -7,12 +7,13 @@ the root namespace `istio-system`, and their selector matches `service.labels`.
 import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Union
+from urllib.parse import urlsplit
 
 from msgspec import field, structs
 
-from l7proxy.config.model import Model, Part, Resource, doc
+from l7proxy.config.model import APP, Model, Part, Resource, doc
 from l7proxy.core.errors import ConfigError, Problem
-from l7proxy.core.fields import network
+from l7proxy.core.fields import network, split_host_port
 from l7proxy.filters.authorizer import Attribute, Clause, Rule, RuleSet, check_path
 
 ROOT_NAMESPACE = "istio-system"
@@ -157,24 +158,42 @@ def translate(model: Model) -> Model:
 
     Raises ConfigError for what cannot be enforced as it is written.
     """
-    rules(model)
-    found = peer_mode(model)
-    if found is None:
-        return model
-    mode, where = found
+    problems: list[Problem] = []
+    found = None
+    try:
+        enforced = rules(model)
+        if enforced is not None and enforced.by_path:
+            problems += _originals(model, enforced)
+    except ConfigError as error:
+        problems += error.problems
+    try:
+        found = peer_mode(model)
+    except ConfigError as error:
+        problems += error.problems
     sidecar = model.sidecar
     inbound = sidecar.spec.inbound
-    if inbound is None:
+    tls = inbound.tls if inbound is not None else None
+    if found is not None and found[0] == "STRICT" and inbound is not None and tls is None:
+        problems.append(Problem(*found[1], "mode STRICT needs a certificate: the Sidecar's inbound.tls names none"))
+    if problems:
+        raise ConfigError(problems)
+    if found is None or inbound is None or tls is None:
+        # Nothing but plain text is possible without a certificate, which is what PERMISSIVE and DISABLE allow.
         return model
-    tls = inbound.tls
-    if tls is None:
-        if mode == "STRICT":
-            message = "mode STRICT needs a certificate: the Sidecar's inbound.tls names none"
-            raise ConfigError([Problem(*where, message)])
-        # Nothing but plain text is possible, which is what PERMISSIVE and DISABLE allow.
-        return model
-    inbound = structs.replace(inbound, tls=structs.replace(tls, mode=mode))
+    inbound = structs.replace(inbound, tls=structs.replace(tls, mode=found[0]))
     return structs.replace(model, sidecar=structs.replace(sidecar, spec=structs.replace(sidecar.spec, inbound=inbound)))
+
+
+def _originals(model: Model, enforced: RuleSet) -> list[Problem]:
+    """Returns the routes that forward another path than the one that the rules allow."""
+    return [
+        Problem(
+            *route.where("spec.path.forward"),
+            f"spec.path.forward: original cannot be forwarded where rules depend on the path, as at {enforced.by_path}",
+        )
+        for route in model.routes
+        if route.spec.direction == "inbound" and route.spec.path.forward == "original"
+    ]
 
 
 def peer_mode(model: Model) -> tuple[Literal["STRICT", "PERMISSIVE", "DISABLE"], tuple[str, int]] | None:
@@ -182,25 +201,43 @@ def peer_mode(model: Model) -> tuple[Literal["STRICT", "PERMISSIVE", "DISABLE"],
 
     The most specific wins: port, workload, namespace, mesh; among equals the one that stands first in the files.
     """
+    problems: list[Problem] = []
     port = app_port(model)
-    best: tuple[int, Any, tuple[str, int]] | None = None
+    best: tuple[tuple[bool, int], Any, tuple[str, int]] | None = None
     for document in model.others.get("PeerAuthentication", ()):
+        levels = _levels(document, problems)
         if not applies(document, model):
             continue
-        spec: PeerAuthentication = document.spec
         scope = _scope(document, model)
-        choices = [(scope, spec.mtls.mode, "spec.mtls")]
-        levels = spec.port_level_mtls
-        if isinstance(levels, dict):
-            choices += [(3, mtls.mode, f"spec.portLevelMtls.{key}") for key, mtls in levels.items() if key == str(port)]
-        else:
-            choices += [
-                (3, level.mode, f"spec.portLevelMtls[{n}]") for n, level in enumerate(levels) if level.port == port
-            ]
+        choices = [((False, scope), document.spec.mtls.mode, "spec.mtls")]
+        choices += [((True, scope), mode, path) for number, mode, path in levels if number == port]
         for rank, mode, path in choices:
             if mode != "UNSET" and (best is None or rank > best[0]):
                 best = rank, mode, document.where(path)
+    if problems:
+        raise ConfigError(problems)
     return None if best is None else (best[1], best[2])
+
+
+def _levels(document: Resource[Any], problems: list[Problem]) -> list[tuple[int, Mode, str]]:
+    """Returns (port, mode, place) of what a PeerAuthentication says of single ports."""
+    levels = document.spec.port_level_mtls
+    found: list[tuple[int, Mode, str]] = []
+    if not isinstance(levels, dict):
+        found = [(level.port, level.mode, f"spec.portLevelMtls[{n}]") for n, level in enumerate(levels)]
+    else:
+        for key, mtls in levels.items():
+            path = f"spec.portLevelMtls.{key}"
+            if _is_port(key):
+                found.append((int(key), mtls.mode, path))
+            else:
+                problems.append(Problem(*document.where(path), f"{path}: {key!r} is not a port"))
+    seen: set[int] = set()
+    for number, _, path in found:
+        if number in seen:
+            problems.append(Problem(*document.where(path), f"{path}: port {number} is there already"))
+        seen.add(number)
+    return found
 
 
 def rules(model: Model) -> RuleSet | None:
@@ -211,11 +248,11 @@ def rules(model: Model) -> RuleSet | None:
     where = ""
     for document in model.others.get("AuthorizationPolicy", ()):
         spec: AuthorizationPolicy = document.spec
+        translated = list(_translate(document, model, problems))
         if spec.action == "CUSTOM":
             message = "action CUSTOM asks an external authorizer, which is not supported: nothing would be enforced"
             problems.append(Problem(*document.where("spec.action"), message))
             continue
-        translated = list(_translate(document, model, problems))
         if spec.target_refs or not applies(document, model):
             continue
         any_applies = True
@@ -244,12 +281,19 @@ def applies(document: Resource[Any], model: Model) -> bool:
 
 def app_port(model: Model) -> int:
     """Returns the port of the local application, 0 if there is none."""
+    stands_for = model.upstreams.get(APP)
+    if stands_for is not None:
+        first = stands_for.spec.dns or stands_for.spec.endpoints[0]
+        return split_host_port(first if isinstance(first, str) else first.address)[1]
     inbound = model.sidecar.spec.inbound
     if inbound is None or inbound.app is None:
         return 0
-    scheme, _, rest = inbound.app.partition("://")
-    port = rest.partition("/")[0].rpartition(":")[2]
-    return int(port) if port.isdigit() else 443 if scheme == "https" else 80
+    parts = urlsplit(inbound.app)
+    return parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 5 and 0 < int(text) < 65536
 
 
 def _scope(document: Resource[Any], model: Model) -> int:
@@ -334,7 +378,7 @@ class _Reader:
                 if attribute in ("peerIP", "clientIP"):
                     network(value)
                 elif attribute == "port":
-                    if not value.isdigit() or not 0 < int(value) < 65536:
+                    if not _is_port(value):
                         raise ValueError(f"{value!r} is not a port")
                 elif attribute == "path" and _TEMPLATED.search(value):
                     if "*" in _TEMPLATED.sub("", value):

@@ -1,7 +1,6 @@
 """From files and folders to one checked Model, or to every mistake in them."""
 
 import os
-import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
@@ -15,6 +14,7 @@ from l7proxy.config.model import APP, Model, Resource, Route, Sidecar
 from l7proxy.config.overrides import NONE, Overrides
 from l7proxy.config.yaml import MAX_BYTES, VARIABLE_NAMES, chunks
 from l7proxy.core.errors import ConfigError, Problem
+from l7proxy.core.files import open_regular, size_of
 from l7proxy.core.slices import Steps, finish
 
 SUFFIXES = (".yaml", ".yml", ".json")
@@ -22,13 +22,13 @@ SUFFIXES = (".yaml", ".yml", ".json")
 _PART = 64 * 1024
 
 
-def load(paths: Sequence[str], overrides: Overrides = NONE, elsewhere: bool = False) -> Model:
+def load(paths: Sequence[str], overrides: Overrides = NONE, elsewhere: bool = False, thorough: bool = False) -> Model:
     """Returns the model that the files and folders at `paths` describe, with the values of `overrides`.
 
-    Of a configuration that runs `elsewhere`, the certificates and other files that it names need not be here.
-    Raises ConfigError with every problem of every file.
+    Of a configuration that runs `elsewhere`, the certificates and other files that it names need not be here;
+    `thorough` looks at what is in certificates, too. Raises ConfigError with every problem of every file.
     """
-    return finish(Loader(elsewhere=elsewhere).steps(paths, overrides))
+    return finish(Loader(elsewhere=elsewhere, thorough=thorough).steps(paths, overrides))
 
 
 def app_model(overrides: Overrides) -> Model:
@@ -39,9 +39,12 @@ def app_model(overrides: Overrides) -> Model:
 class Loader:
     """Loads again and again: documents that did not change are not read anew, and their specs stay the same objects."""
 
-    def __init__(self, environment: Mapping[str, str] = os.environ, elsewhere: bool = False) -> None:
+    def __init__(
+        self, environment: Mapping[str, str] = os.environ, elsewhere: bool = False, thorough: bool = False
+    ) -> None:
         self._environment = environment
         self._elsewhere = elsewhere
+        self._thorough = thorough
         self._known: dict[tuple[str, bytes], Document | None] = {}
         self.files: set[str] = set()
         """Files, such as certificates, that the documents of the last attempt refer to."""
@@ -75,6 +78,8 @@ class Loader:
         if self._elsewhere:
             documents = [document.without_files() for document in documents]
         model = yield from _model(documents, broken, overrides, content.hexdigest(), problems)
+        if model is not None and self._thorough:
+            checks.certificates(model, problems)
         if model is None or problems:
             places = {file: place for place, file in enumerate(files)}
             problems.sort(key=lambda problem: (places.get(problem.file, -1), problem.line))
@@ -110,30 +115,35 @@ class Loader:
                 found.append(document)
             yield
         if not found:
-            raise ConfigError([Problem(file, 0, "there is no document in this file")])
+            raise ConfigError([Problem(file, 1, "there is no document in this file")])
         return found
 
 
 def _model(
     documents: list[Document], broken: list[Broken], overrides: Overrides, version: str, problems: list[Problem]
 ) -> Steps[Model | None]:
-    """Puts documents together and checks what is between them; None where they are too few to make a model."""
+    """Puts documents together and checks what is between them; None where they are too few to make a model.
+
+    With problems it is a model of what is right, in which more of them may be found.
+    """
     yield from checks.unique(documents, problems)
     by_kind: dict[str, list[Resource[Any]]] = {"Sidecar": [], "Upstream": [], "Route": []}
     for document in documents:
         by_kind.setdefault(document.resource.kind, []).append(document.resource)
         yield
     sidecars = by_kind.pop("Sidecar")
+    stands_in = False
     if sidecars:
         sidecar = overrides.over(sidecars[0])
     elif overrides.app is not None:
         sidecar = overrides.alone()
     elif any(item.kind in ("Sidecar", "") for item in broken):
         # It is there but cannot be read: what it might say is no reason to find fault with the others.
+        stands_in = True
         sidecar = Overrides(app="http://127.0.0.1:80").alone()
     else:
         if documents:
-            problems.append(Problem(documents[0].resource.file, 0, "there is no document of kind Sidecar"))
+            problems.append(Problem(documents[0].resource.file, 1, "there is no document of kind Sidecar"))
         return None
     checks.callers(sidecar, problems)
     upstreams = {resource.name: resource for resource in by_kind.pop("Upstream")}
@@ -153,13 +163,17 @@ def _model(
     checks.listeners(sidecar, problems)
     yield from checks.references(documents, names, has_app, problems)
     yield from shadow.shadowed(routes, problems, warnings)
-    if problems:
-        return None
     model = Model(
         sidecar, upstreams, tuple(routes), {kind: tuple(resources) for kind, resources in by_kind.items()}, (), version
     )
+    if stands_in:
+        return None
     for translate in translators(model):
-        model = translate(model)
+        try:
+            model = translate(model)
+        except ConfigError as error:
+            problems += error.problems
+    checks.tls(model.sidecar, problems)
     yield from shadow.unenforced(model.routes, warnings)
     return structs.replace(model, warnings=(*model.warnings, *warnings))
 
@@ -184,18 +198,15 @@ def expand(paths: Sequence[str], problems: list[Problem]) -> list[str]:
 
 def contents(file: str) -> Iterator[bytes]:
     """Reads a file in parts; raises ConfigError when it cannot be read or is too large."""
-    size = 0
     try:
-        # A pipe that nobody writes would hold the event loop for ever.
-        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb", buffering=0) as source:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise ConfigError([Problem(file, 0, "is not a regular file")])
-            while part := source.read(_PART):
-                size += len(part)
-                if size > MAX_BYTES:
-                    raise ConfigError([Problem(file, 0, f"is larger than {MAX_BYTES >> 20} MiB")])
+        with open_regular(file) as source:
+            # Asked first: nobody waits for the beginning of a file that will be refused. It may still grow.
+            size = size_of(source)
+            while size <= MAX_BYTES and (part := source.read(_PART)):
                 yield part
+                size = max(size, source.tell())
+            if size > MAX_BYTES:
+                raise ConfigError([Problem(file, 0, f"is larger than {MAX_BYTES >> 20} MiB")])
     except OSError as error:
         raise ConfigError([Problem(file, 0, f"cannot be read: {error.strerror}")]) from None
 

@@ -80,7 +80,8 @@ def plain(node: Node) -> Any:
     return float(text) if _FLOAT.fullmatch(text) else text
 
 
-def text(info: inspect.StrType, name: str | None) -> Decode:
+def text(info: inspect.StrType, name: str | None, words: Iterable[str] = ()) -> Decode:
+    """Reads a text; `words` are what may stand there, as examples tell it where a pattern says too little."""
     row = FORMATS[name] if name else None
     least, most = info.min_length or 0, info.max_length
     pattern = re.compile(info.pattern) if info.pattern else None
@@ -102,6 +103,10 @@ def text(info: inspect.StrType, name: str | None) -> Decode:
             return notes.wrong(path, node.line, "is empty" if least == 1 else f"is shorter than {least}")
         if most is not None and len(value) > most:
             return notes.wrong(path, node.line, f"is longer than {most}")
+        if pattern is not None and words and not pattern.search(value):
+            return notes.wrong(
+                path, node.line, f"must be one of {', '.join(words)}, not {value!r}" + suggest(value, words)
+            )
         if pattern is not None and not pattern.search(value):
             return notes.wrong(path, node.line, f"{value!r} does not match {pattern.pattern}")
         return value

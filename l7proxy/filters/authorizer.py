@@ -69,6 +69,14 @@ class RuleSet(Struct, frozen=True):
     shadow_allows: bool = False
     where: str = ""
 
+    @property
+    def by_path(self) -> str:
+        """Where the first rule that depends on the path stands, "" if none does."""
+        for rule in (*self.deny, *self.allow):
+            if any(clause.attribute == "path" for group in rule.groups for clauses in group for clause in clauses):
+                return rule.where
+        return ""
+
 
 class Verdict(Struct, frozen=True):
     """What is decided and by which rule; None when no ALLOW rule matched, or none was needed.

@@ -40,6 +40,7 @@ class RateLimit(Filter, frozen=True):
         Meta(
             pattern=r"^(global|identity|sourceIP|header:[!#$%&'*+.^_`|~0-9A-Za-z-]+)$",
             description="What is counted apart: `global`, `identity`, `sourceIP` or `header:<name>`.",
+            extra={"words": ("global", "identity", "sourceIP", "header:<name>")},
         ),
     ] = "global"
     burst: Annotated[

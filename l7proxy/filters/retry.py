@@ -34,9 +34,12 @@ _SAFE = ("connect-failure", "refused-stream")
 _REPLAY = 64 * 1024
 """Bytes of a request body that are kept for another attempt."""
 
+_NAMES = ("connect-failure", "reset", "timeout", "refused-stream", *GRPC)
 Condition = Annotated[
     str,
-    Meta(pattern=r"^(connect-failure|reset|timeout|refused-stream|[1-5][0-9][0-9]|[1-5]xx|" + "|".join(GRPC) + ")$"),
+    Meta(
+        pattern=f"^({'|'.join(_NAMES)}|[1-5][0-9][0-9]|[1-5]xx)$", extra={"words": (*_NAMES[:4], "503", "5xx", *GRPC)}
+    ),
 ]
 
 

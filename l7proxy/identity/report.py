@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256

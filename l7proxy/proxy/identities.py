@@ -6,7 +6,7 @@ from typing import Any
 
 from msgspec import Struct, structs
 
-from l7proxy.config.model import InboundTls, Model, Resource, Tls, Upstream, UpstreamTls
+from l7proxy.config.model import InboundTls, Resource, Tls, Upstream, UpstreamTls
 from l7proxy.core.errors import ConfigError, Problem
 from l7proxy.core.extras import MissingExtra
 from l7proxy.core.handler import Keep
@@ -14,7 +14,7 @@ from l7proxy.identity.client_tls import ClientTls, Expected
 from l7proxy.identity.contexts import Identity
 from l7proxy.identity.material import BadMaterial, Material
 from l7proxy.identity.openssl import Version
-from l7proxy.identity.report import check, count_expiry, forget_expiry
+from l7proxy.identity.report import count_expiry, forget_expiry
 from l7proxy.identity.sources import CertificateSource, DevSource, Files, FileSource, dev_folder
 from l7proxy.telemetry.facade import Telemetry
 
@@ -84,12 +84,8 @@ class Identities:
         tls: InboundTls | None = spec.inbound.tls if spec.inbound is not None else None
         if tls is None or tls.mode == "DISABLE":
             return None
-        where = sidecar.where("spec.inbound.tls")
-        if not (tls.spiffe or tls.dev) and (tls.cert is None or tls.ca is None):
-            missing = "cert and key" if tls.cert is None else "ca"
-            raise ConfigError([Problem(*where, f"inbound.tls: mode {tls.mode} needs {missing}, or spiffe or dev")])
         return InboundIdentity(
-            self._identity("inbound", tls, sidecar, where),
+            self._identity("inbound", tls, sidecar, sidecar.where("spec.inbound.tls")),
             tls.mode == "STRICT",
             tls.mode == "PERMISSIVE",
             tls.min_version,
@@ -125,21 +121,6 @@ class Identities:
             raise ConfigError([Problem(*where, f"{path}: {what}") for path, what in error.problems]) from None
         except MissingExtra as error:
             raise ConfigError([Problem(*where, str(error))]) from None
-
-
-def problems(model: Model) -> list[Problem]:
-    """Returns what is wrong with the certificate files that a configuration names, dates and chains included."""
-    sidecar = model.sidecar
-    blocks: list[tuple[Tls | None, Where]] = []
-    if sidecar.spec.inbound is not None:
-        blocks.append((sidecar.spec.inbound.tls, sidecar.where("spec.inbound.tls")))
-    blocks += [(document.spec.tls, document.where("spec.tls")) for document in model.upstreams.values()]
-    found = []
-    for tls, where in blocks:
-        if tls is not None and not tls.spiffe and not (isinstance(tls, InboundTls) and tls.mode == "DISABLE"):
-            files = Files(tls.cert, tls.key, tls.ca, tls.crl)
-            found += [Problem(*where, f"{problem.file}: {problem.message}") for problem in check(files)]
-    return found
 
 
 def _source(tls: Tls, own: str) -> CertificateSource:

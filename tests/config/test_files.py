@@ -128,7 +128,7 @@ def test_a_missing_certificate_that_appears_is_enough(tmp_path):
         file = tmp_path / "a.yaml"
         file.write_text(SIDECAR)
         async with watched(file) as (_, updates):
-            replace(file, SIDECAR.replace("{app:", "{tls: {ca: ca.pem}, app:"))
+            replace(file, SIDECAR.replace("{app:", "{tls: {mode: DISABLE, ca: ca.pem}, app:"))
             assert "ca.pem cannot be read" in await error(updates)
             (tmp_path / "ca.pem").write_text("x")
             assert await names(updates) == []

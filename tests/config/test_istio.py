@@ -14,7 +14,7 @@ from l7proxy.core.errors import ConfigError
 from tests.conftest import StartServer, StartSidecar
 from tests.identity.pki import ORDERS, WEB, Authority, ask, context
 from tests.support.client import Client
-from tests.support.sidecar import route
+from tests.support.sidecar import route, upstream
 
 NUMBERS = itertools.count()
 AS_IT_IS = """\
@@ -82,11 +82,44 @@ WORKLOAD = authentication("DISABLE", "shop", {"app": "orders"})
         ([authentication("STRICT", "other")], 8080, "PERMISSIVE"),
         ([authentication("STRICT", "shop", {"app": "web"})], 8080, "PERMISSIVE"),
         ([authentication("STRICT", "shop", portLevelMtls={"8080": {"mode": "UNSET"}})], 8080, "STRICT"),
+        (
+            [
+                authentication("UNSET", "istio-system", portLevelMtls=[{"port": 8080, "mode": "DISABLE"}]),
+                authentication("UNSET", "shop", {"app": "orders"}, portLevelMtls={"8080": {"mode": "STRICT"}}),
+                authentication("UNSET", "shop", portLevelMtls=[{"port": 8080, "mode": "PERMISSIVE"}]),
+            ],
+            8080,
+            "STRICT",
+        ),
     ],
 )  # fmt: skip
 def test_the_most_specific_mode_wins(documents: list[str], port: int, mode: str, tmp_path: Path) -> None:
     assert mode_of(tmp_path, *documents, port=port) == mode
     assert mode_of(tmp_path, *reversed(documents), port=port) == mode
+
+
+def test_the_port_is_that_of_whatever_stands_for_the_application(tmp_path: Path) -> None:
+    stands_for = yaml.safe_dump(upstream("app", ("127.0.0.1", 9090)))
+    levels = authentication("PERMISSIVE", portLevelMtls={"9090": {"mode": "STRICT"}})
+    assert mode_of(tmp_path, stands_for, levels, port=8080) == "STRICT"
+    assert mode_of(tmp_path, levels, port=8080) == "PERMISSIVE"
+
+
+@pytest.mark.parametrize(
+    ("levels", "sentence"),
+    [
+        ({"http": {"mode": "STRICT"}}, "spec.portLevelMtls.http: 'http' is not a port"),
+        ({"65536": {"mode": "STRICT"}}, "spec.portLevelMtls.65536: '65536' is not a port"),
+        (
+            [{"port": 8080, "mode": "STRICT"}, {"port": 8080, "mode": "DISABLE"}],
+            "spec.portLevelMtls[1]: port 8080 is there already",
+        ),
+    ],
+)
+def test_ports_that_cannot_be_meant_are_refused(levels: Any, sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as raised:
+        mode_of(tmp_path, authentication("STRICT", portLevelMtls=levels))
+    assert [problem.message for problem in raised.value.problems] == [sentence]
 
 
 def test_strict_without_a_certificate_is_refused_with_its_line(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from l7proxy.config.overrides import Overrides
 from l7proxy.config.yaml import MAX_BYTES
 from l7proxy.core.errors import ConfigError
 from l7proxy.core.slices import finish
+from l7proxy.filters.retry import GRPC
 
 SIDECAR = """
 apiVersion: l7proxy.io/v1
@@ -105,6 +106,50 @@ def test_every_mistake_of_every_file_is_told_in_order(tmp_path):
     )
 
 
+def test_mistakes_of_every_kind_are_told_in_one_pass(tmp_path):
+    policy = "apiVersion: security.istio.io/v1\nkind: {}\nmetadata: {{name: p}}\nspec: {}\n"
+    text = mistakes(
+        tmp_path,
+        SIDECAR.replace("{app:", "{trustedProxies: [10.0.0/8], tls: {key: no.key}, app:"),
+        "---\n"
+        + policy.format("AuthorizationPolicy", "{action: CUSTOM, rules: [{to: [{operation: {paths: [a*b]}}]}]}"),
+        "---\n" + policy.format("PeerAuthentication", "{portLevelMtls: {http: {mode: STRICT}}}"),
+        "---\n" + policy.format("Route", "{host: a}"),
+        route("r", "{upstream: pay, hosts: [a], hots: [b], policies: {retry: {on: [connect-failur]}}}"),
+        route("s", "{path: {forward: original}, policies: {authorization: {deny: [{paths: [/a]}]}}}"),
+        route("t", "{upstream: pay}"),
+    )
+    assert text.splitlines() == [
+        "a.yaml:6: spec.inbound.trustedProxies[0]: '10.0.0/8' is not an address or a block like 10.0.0.0/8",
+        "a.yaml:6: spec.inbound.tls.key: no.key cannot be read: No such file or directory",
+        "a.yaml:6: spec.inbound.tls: mode STRICT needs cert and key, or spiffe or dev",
+        "a.yaml:12: 'a*b': a * can only stand at the start or at the end",
+        "a.yaml:12: action CUSTOM asks an external authorizer, which is not supported: nothing would be enforced",
+        "a.yaml:17: spec.portLevelMtls.http: 'http' is not a port",
+        "a.yaml:19: apiVersion: must be l7proxy.io/v1 for kind Route, not 'security.istio.io/v1'",
+        "a.yaml:22: spec.host: unknown key; did you mean 'hosts'?",
+        "a.yaml:27: spec.hots: unknown key; did you mean 'hosts'?",
+        "a.yaml:27: spec.policies.retry.on[0]: must be one of connect-failure, reset, timeout, refused-stream, "
+        + ", ".join(("503", "5xx", *GRPC))
+        + ", not 'connect-failur'; did you mean 'connect-failure'?",
+        "a.yaml:32: spec.path.forward: original cannot be forwarded where rules depend on the path",
+        "a.yaml:37: spec.upstream: unknown upstream 'pay'",
+    ]
+
+
+def test_the_original_path_is_not_forwarded_past_rules_of_istio_either(tmp_path):
+    policy = "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p}\nspec: "
+    text = mistakes(
+        tmp_path,
+        SIDECAR,
+        route("r", "{path: {forward: original}}"),
+        policy + "{action: DENY, rules: [{to: [{operation: {notPaths: [/open]}}]}]}",
+    )
+    assert text == (
+        "a.yaml:12: spec.path.forward: original cannot be forwarded where rules depend on the path, as at a.yaml:17"
+    )
+
+
 def test_a_reference_to_a_document_with_a_mistake_is_no_second_mistake(tmp_path):
     text = mistakes(
         tmp_path,
@@ -122,9 +167,9 @@ def test_a_reference_to_a_document_with_a_mistake_is_no_second_mistake(tmp_path)
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ((), "a.yaml: there is no document in this file"),
-        (("# nothing\n",), "a.yaml: there is no document in this file"),
-        ((route("r", "{}"),), "a.yaml: there is no document of kind Sidecar"),
+        ((), "a.yaml:1: there is no document in this file"),
+        (("# nothing\n",), "a.yaml:1: there is no document in this file"),
+        ((route("r", "{}"),), "a.yaml:1: there is no document of kind Sidecar"),
         ((SIDECAR, "---", SIDECAR), "a.yaml:11: metadata.name: Sidecar 'orders' is defined in a.yaml:2"),
         (
             (SIDECAR, "---", SIDECAR.replace("orders", "other")),
@@ -261,7 +306,7 @@ def test_paths_that_hold_no_configuration_are_told(tmp_path):
         with pytest.raises(ConfigError) as caught:
             load([str(tmp_path / name)])
         assert str(caught.value) == f"{tmp_path / name}: {message}"
-    with pytest.raises(ConfigError, match="/dev/zero: is not a regular file"):
+    with pytest.raises(ConfigError, match="/dev/zero: cannot be read: not a regular file"):
         load(["/dev/zero"])
 
 
