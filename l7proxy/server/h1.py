@@ -160,8 +160,6 @@ class H1Protocol(asyncio.Protocol):
             self.abort()
             return None
         if self.exchange is not None or not self.body_ended:
-            if now >= self.close_at:
-                self.keep_alive = False
             until = self._touched + timeouts.stream
             if now >= until:
                 self._stall()
@@ -188,12 +186,11 @@ class H1Protocol(asyncio.Protocol):
         return min(until, now + timeouts.stream, max(self.close_at, now + 1.0))
 
     def drain(self) -> None:
-        """Ends after the response under way, or the next one; without a request only once one had time to come.
+        """Ends after the next response that can tell so; without a request only once one had time to come.
 
-        To close an idle connection races with the next request, which would be lost.
+        To close a connection that was not told to end races with the next request, which would be lost.
         """
         listener = self.listener
-        self.keep_alive = False
         self.close_at = listener.now
         self._leave_at = listener.now + listener.patience
         listener.watch(self, self._leave_at)
@@ -281,7 +278,7 @@ class H1Protocol(asyncio.Protocol):
         """The response is complete: goes on with the next request, or closes."""
         self.listener.answered += 1
         self._stream_done()
-        if self._tunnel or not self.keep_alive or self.listener.now >= self.close_at:
+        if self._tunnel or not self.keep_alive or self.listener.now >= self._leave_at:
             self.exchange = None
             self.close()
         elif self.body_ended:

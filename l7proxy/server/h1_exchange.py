@@ -162,7 +162,8 @@ class H1Exchange:
                 data = encode_chunk(data)
         else:
             connection.keep_alive = False
-        if connection.listener.draining or (self.body.__class__ is Stream and not connection.body_ended and not more):
+        early = self.body.__class__ is Stream and not connection.body_ended and not more
+        if early or connection.listener.now >= connection.close_at:
             connection.keep_alive = False
         if not connection.keep_alive:
             framing += b"connection: close\r\n"

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,35 @@ def test_what_outlives_the_grace_period_is_answered_and_named(sidecar: StartSide
     assert said["requests"] == ["inbound GET test/slow"]
     (line,) = proxy.log_lines()
     assert (line["status"], line["code"], line["flags"]) == (503, "draining", "DR")
+
+
+def test_a_client_that_was_not_told_may_use_its_connection_once_more(sidecar: StartSidecar, serve: StartServer) -> None:
+    """The head of an answer left before the drain began, and its end after: nothing in it says `connection: close`."""
+    head_is_out, go_on = threading.Event(), threading.Event()
+
+    def script(connection: Connection) -> None:
+        connection.read()
+        connection.send(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n")
+        head_is_out.set()
+        go_on.wait(20)
+        connection.send(b"ok")
+        while connection.read():
+            connection.send(OK)
+
+    proxy = sidecar(app=serve(script).address, drain={"goaway": "60s"})
+    with proxy.client() as client:
+        client.send(GET)
+        assert head_is_out.wait(10)
+        wait_for(lambda: client.reader.more())
+        proxy.process.kill(signal.SIGTERM)
+        wait_for(lambda: ready(proxy) == 503)
+        go_on.set()
+        answer = client.read()
+        assert (answer.body, answer.get("connection")) == (b"ok", None)
+        answer = client.request(GET)
+        assert (answer.status, answer["connection"]) == (200, "close")
+        assert client.closed()
+    assert report(proxy)["cut"] == 0
 
 
 def quit(proxy: Sidecar) -> str:
