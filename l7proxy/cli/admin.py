@@ -4,6 +4,7 @@ import argparse
 import http.client
 import socket
 import sys
+import time
 
 # Nothing of ours is imported: as a health check this starts every ten seconds.
 DEFAULT = "127.0.0.1:15000"
@@ -20,21 +21,34 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT,
         help=f"where it listens: host:port or unix:PATH (default: {DEFAULT})",
     )
-    parser.add_argument("--timeout", metavar="SECONDS", type=float, default=5.0, help="how long to wait (default: 5)")
+    parser.add_argument("--timeout", metavar="SECONDS", type=float, default=5.0, help="for an answer (default: 5)")
+    parser.add_argument(
+        "--wait", metavar="SECONDS", type=float, default=0.0, help="ask again until the answer is good, so long at most"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the answer; returns 0 when it is 2xx, else 1."""
+    until = time.monotonic() + args.wait
+    while True:
+        good, said = _ask(args)
+        if good or time.monotonic() >= until:
+            print(said, end="" if said.endswith("\n") else "\n", file=sys.stdout if good else sys.stderr)
+            return 0 if good else 1
+        time.sleep(0.1)
+
+
+def _ask(args: argparse.Namespace) -> tuple[bool, str]:
+    """Returns whether the answer is good, and the answer, or why there is none."""
     connection = Connection(args.at, args.timeout)
     try:
         connection.request("POST" if args.post else "GET", args.path, headers={"host": "localhost"})
         response = connection.getresponse()
-        body = response.read()
+        return response.status // 100 == 2, response.read().decode(errors="replace")
     except (OSError, http.client.HTTPException, ValueError) as error:
-        print(f"l7proxy admin: {args.at}: {error}", file=sys.stderr)
-        return 1
-    sys.stdout.write(body.decode(errors="replace"))
-    return 0 if response.status // 100 == 2 else 1
+        return False, f"l7proxy admin: {args.at}: {error}"
+    finally:
+        connection.close()
 
 
 class Connection(http.client.HTTPConnection):

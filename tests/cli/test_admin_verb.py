@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.conftest import StartSidecar
@@ -23,8 +24,19 @@ def test_it_prints_the_answer_and_its_status_says_whether_it_is_good(sidecar: St
     assert ask("--at", f"unix:{tmp_path}/health.sock", "/ready") == (0, "ok\n", "")
     assert '"/loglevel"' in ask(*at, "/")[1]
     assert ask(*at, "--post", "/drain")[:2] == (0, '{\n  "draining": true\n}\n')
-    assert ask(*at, "/ready") == (1, "draining\n", "")
+    assert ask(*at, "/ready") == (1, "", "draining\n")
     assert ask(*at, "/drain")[0] == 1, "what changes something is POST"
+
+
+def test_it_waits_until_the_answer_is_good(sidecar: StartSidecar) -> None:
+    address = free_address()
+    at = f"{address[0]}:{address[1]}"
+    with ThreadPoolExecutor() as pool:
+        late = pool.submit(ask, "--at", at, "--wait", "60", "/ready")
+        sidecar(health={"listen": at})
+        assert late.result() == (0, "ok\n", "")
+    status, _, error = ask("--at", "127.0.0.1:1", "--wait", "0.3", "/ready")
+    assert (status, "refused" in error) == (1, True)
 
 
 def test_nobody_there_and_no_address() -> None:
