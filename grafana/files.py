@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import indent
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
@@ -24,7 +25,14 @@ DASHBOARDS: dict[str, Callable[[], Dashboard]] = {
 def files() -> dict[str, str]:
     """Returns the generated files by their path under `grafana/`."""
     made = {f"dashboards/{name}.json": _json(make()) for name, make in DASHBOARDS.items()}
-    return {**made, "rules/l7proxy.yaml": rules.text()}
+    return {**made, "rules/l7proxy.yaml": rules.text(), "kubernetes/prometheusrule.yaml": _prometheus_rule()}
+
+
+def _prometheus_rule() -> str:
+    """Returns the same rules for the Prometheus Operator."""
+    notice, _, groups = rules.text().partition("\n")
+    head = "apiVersion: monitoring.coreos.com/v1\nkind: PrometheusRule\nmetadata: {name: l7proxy}\nspec:\n"
+    return f"{notice}\n{head}{indent(groups, '  ')}"
 
 
 def _json(dashboard: Dashboard) -> str:

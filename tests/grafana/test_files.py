@@ -19,7 +19,7 @@ SCHEMAS = sorted((Path(__file__).parent / "schema").glob("grafana-*.json"))
 def test_the_committed_files_are_what_the_generator_writes() -> None:
     made = files()
     assert {path: (GRAFANA / path).read_text() for path in made} == made
-    committed = [*GRAFANA.glob("dashboards/*"), *GRAFANA.glob("rules/*")]
+    committed = [path for folder in ("dashboards", "rules", "kubernetes") for path in GRAFANA.glob(f"{folder}/*")]
     assert {str(path.relative_to(GRAFANA)) for path in committed} == set(made)
 
 
