@@ -198,7 +198,13 @@ class Pod:
         path: str = reference["fieldPath"]
         if label := re.fullmatch(r"metadata\.labels\['(.+)'\]", path):
             return str(self.template["metadata"]["labels"].get(label[1], ""))
-        return {"metadata.name": self.name, "metadata.namespace": self.namespace, "status.podIP": self.address}[path]
+        return {
+            "metadata.name": self.name,
+            "metadata.namespace": self.namespace,
+            "metadata.uid": "7d1f2f0c-6b5e-4a57-9d35-6f3c0c8a1b11",
+            "spec.nodeName": "node",
+            "status.podIP": self.address,
+        }[path]
 
     @property
     def _sidecars(self) -> list[str]:

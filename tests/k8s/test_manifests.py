@@ -19,6 +19,7 @@ import yaml
 from grafana.files import files
 from l7proxy import __version__
 from l7proxy.cli.flags import FLAGS
+from l7proxy.telemetry.facade import POD
 from tests.k8s.manifests import (
     JOBS,
     OTHERS,
@@ -93,7 +94,7 @@ def test_the_configuration_passes_the_check(name: str, tmp_path: Path) -> None:
 
 @with_sidecars
 def test_the_variables_are_those_of_the_flags(name: str) -> None:
-    known = {flag.variable for flag in FLAGS}
+    known = {flag.variable for flag in FLAGS} | set(POD)
     for pod in render(name).pods.values():
         assert {entry["name"] for entry in sidecar(pod)["env"]} <= known
         label = "app.kubernetes.io/name"

@@ -69,7 +69,7 @@ def test_the_sidecar_is_there_before_the_application(form: str, start_pod: Start
     assert len(others.requests) == 1
     assert pod.alive
     wait_for(lambda: '"direction":"outbound"' in sidecar.process.stdout)
-    assert metric(pod, "target_info", service_name="orders", service_namespace="default") == 1
+    assert metric(pod, "target_info", service_name="orders", service_namespace="default", k8s_pod_name=pod.name) == 1
 
 
 @both
