@@ -9,6 +9,16 @@ HOP_BY_HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"te", b"trailer", b"upgrade")
 )
 
+_VOUCHED = (b"x-forwarded-", b"x-l7proxy-", b"x-envoy-", b"x-request-id")
+
+
+def vouches(name: bytes) -> bool:
+    """Tells whether a field says who a client is or what a proxy found, which only a proxy may say.
+
+    Behind CGI and WSGI an underscore is a hyphen: `X_Forwarded_For` is another spelling of the same.
+    """
+    return name[:1] == b"x" and name.replace(b"_", b"-").startswith(_VOUCHED)
+
 
 def find(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
     """Returns the first value of `name` (lower case), or None."""

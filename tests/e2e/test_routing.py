@@ -199,6 +199,21 @@ def test_forwarding_headers_tell_the_truth(sidecar: StartSidecar, serve: StartSe
     }
 
 
+@pytest.mark.parametrize("trusted", [False, True])
+def test_no_other_spelling_passes_for_what_only_a_proxy_says(
+    trusted: bool, sidecar: StartSidecar, serve: StartServer
+) -> None:
+    app = serve()
+    proxy = sidecar(app=app.address, inbound={"trustedProxies": ["127.0.0.1"]} if trusted else {})
+    forged = ("X_Forwarded_For", "X-Forwarded_Client-Cert", "x_l7proxy_peer", "X_Envoy_Peer", "X_Request_Id")
+    with proxy.client() as client:
+        fields = "".join(f"{name}: evil\r\n" for name in forged)
+        assert client.request(f"GET / HTTP/1.1\r\nhost: a\r\n{fields}x_mine: 1\r\n\r\n".encode()).status == 200
+    (request,) = app.requests
+    assert b"evil" not in request.head
+    assert request["x_mine"] == "1"
+
+
 def test_a_trusted_proxy_is_believed(sidecar: StartSidecar, serve: StartServer) -> None:
     app = serve()
     proxy = sidecar(app=app.address, inbound={"trustedProxies": ["127.0.0.0/8"]})
