@@ -354,24 +354,23 @@ class H1Protocol(asyncio.Protocol):
         whole = reader.whole()
         if whole is not None:
             return whole
-        data = reader.body()
-        if data is END:
-            return b""
-        if data is not None:
-            event = reader.body()
-            if event is END and not reader.trailers:
-                return data
+        data = b""
+        event = reader.body()
+        if isinstance(event, bytes):
+            data, event = event, reader.body()
+        if event is END and not reader.trailers:
+            return data
         self.body_ended = False
         stream = self._stream = Stream(self._consumed, self._give_up_body)
         if head.expects_continue:
             stream.wanted = self._send_continue
-        if data is not None:
+        if data:
             stream.feed(data)
-            if event is END:
-                self.body_ended = True
-                stream.end(reader.trailers)
-            elif event is not None:
-                stream.feed(event)
+        if event is END:
+            self.body_ended = True
+            stream.end(reader.trailers)
+        elif event is not None:
+            stream.feed(event)
         self._throttle(stream.size)
         return stream
 

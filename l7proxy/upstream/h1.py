@@ -236,26 +236,27 @@ class H1Connection(Expiring):
         complete = True
         if head.size:
             whole = reader.whole()
-            data = reader.body() if whole is None else None
             if whole is not None:
                 body = whole
-            elif data is END:
-                pass
-            elif data is not None and (event := reader.body()) is END and not reader.trailers:
-                body = data
             else:
-                stream = body = Stream(self._consumed, self._closed)
-                complete = False
-                if data is not None:
-                    stream.feed(data)
-                    if event is END:
-                        stream.end(reader.trailers)
-                        complete = True
-                    elif event is not None:
+                data = b""
+                event = reader.body()
+                if isinstance(event, bytes):
+                    data, event = event, reader.body()
+                complete = event is END
+                if complete and not reader.trailers:
+                    body = data
+                else:
+                    stream = body = Stream(self._consumed, self._closed)
+                    if data:
+                        stream.feed(data)
+                    if isinstance(event, bytes):
                         stream.feed(event)
-                if not complete:
-                    self._stream = stream
-                    self._throttle(stream.size)
+                    if complete:
+                        stream.end(reader.trailers)
+                    else:
+                        self._stream = stream
+                        self._throttle(stream.size)
         waiter = self._take_waiter()
         if complete:
             self._complete(head)

@@ -9,7 +9,7 @@ import re
 from msgspec import Struct
 
 from l7proxy.core.errors import ProxyError
-from l7proxy.core.headers import Headers, tokens
+from l7proxy.core.headers import Headers, tokens, vouches
 
 CHUNKED = -1
 UNTIL_CLOSE = -2
@@ -46,10 +46,11 @@ _KEPT = re.compile(
     rb"|content-type|content-encoding|content-range|range|origin|expect|x-forwarded-.*|x-request-id|x-real-ip"
     rb"|x-l7proxy-.*|x-envoy-.*|x-b3-.*|b3)"
 )
-FORBIDDEN_TRAILERS = frozenset(
+_FORBIDDEN_TRAILERS = frozenset(
     (b"authorization", b"content-encoding", b"content-length", b"content-range", b"content-type", b"host", b"te")
     + (b"transfer-encoding", b"connection", b"trailer", b"upgrade", b"cookie", b"set-cookie", b"forwarded")
     + (b"x-forwarded-for", b"x-forwarded-client-cert", b"cache-control", b"expect", b"max-forwards", b"range")
+    + (b"http2-settings", b"keep-alive", b"proxy-authorization", b"proxy-connection")
 )
 
 
@@ -209,14 +210,22 @@ def check_host(host: bytes) -> None:
     _hosts.add(host)
 
 
-def trailers_of(block: bytes, limits: Limits) -> Headers:
-    """Reads a trailer section that matches FIELDS, less the fields that may not come in one (RFC 9110 6.5.1)."""
+def may_trail(name: bytes, request: bool) -> bool:
+    """Tells whether a field (lower case) may come in a trailer section (RFC 9110 6.5.1).
+
+    What shapes, routes or authorises a message may not, nor, in a request, what says who its client is.
+    """
+    return name not in _FORBIDDEN_TRAILERS and not (request and vouches(name))
+
+
+def trailers_of(block: bytes, limits: Limits, request: bool) -> Headers:
+    """Reads a trailer section that matches FIELDS, less the fields that may not come in one."""
     if len(block) > limits.head:
         raise Malformed("trailers_too_large", "headers_too_large")
     trailers = []
     for line in block.split(b"\r\n")[:-1]:
         name, _, value = line.partition(b":")
-        if (name := name.lower()) not in FORBIDDEN_TRAILERS:
+        if may_trail(name := name.lower(), request):
             trailers.append((name, value.strip(b" \t")))
     if len(trailers) > limits.headers:
         raise Malformed("too_many_trailers", "headers_too_large")

@@ -75,8 +75,9 @@ class ResponseHead(Head):
 class _Reader:
     """The bytes that are there, and where in a body they are."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, request: bool) -> None:
         self.limits = limits
+        self._request = request
         self._buffer = b""
         self._remaining = 0
         self._chunked = False
@@ -204,7 +205,7 @@ class _Reader:
                     break
                 self._seen = 0
                 at = match.end()
-                self.trailers = trailers_of(match[1], self.limits) if match[1] else None
+                self.trailers = trailers_of(match[1], self.limits, self._request) if match[1] else None
                 return END
         finally:
             self._buffer = buffer[at:] if at else buffer
@@ -242,7 +243,7 @@ class RequestReader(_Reader):
     """
 
     def __init__(self, limits: Limits) -> None:
-        super().__init__(limits)
+        super().__init__(limits, True)
         self._fields = b""
         self._repeated: RequestHead | None = None
 
@@ -364,7 +365,7 @@ class ResponseReader(_Reader):
     """
 
     def __init__(self, limits: Limits, known: dict[bytes, ResponseHead] | None = None) -> None:
-        super().__init__(limits)
+        super().__init__(limits, False)
         self._known = {} if known is None else known
 
     def head(self, method: bytes) -> ResponseHead | None:

@@ -271,7 +271,7 @@ class Session(Control):
         return None
 
     def _on_trailers(self, stream: H2Stream, ended: bool, block: bytes) -> None:
-        trailers = self._interpret(block, True, trailers_of)
+        trailers = self._interpret(block, True, self._read_trailers)
         if not ended:
             raise Malformed("trailers_without_end")
         if trailers is None:
@@ -325,8 +325,9 @@ class Session(Control):
             return known[key]  # type: ignore[return-value]
         fields, size = self._decode(block)
         limits = self.limits
-        # A request has four pseudo-header fields, as a rule.
-        if size > limits.head or len(fields) > limits.headers + 4:
+        if size > limits.head or (
+            len(fields) > limits.headers and sum(name[:1] != b":" for name, _ in fields) > limits.headers
+        ):
             return None
         if size > limits.header:
             for name, value in fields:
@@ -344,6 +345,9 @@ class Session(Control):
 
     def _read_response(self, fields: list[Field]) -> ResponseFields:
         return response_of(fields)
+
+    def _read_trailers(self, fields: list[Field]) -> Headers:
+        return trailers_of(fields, not self.client)
 
     # Streams and the connection.
 

@@ -9,7 +9,7 @@ import re
 from msgspec import Struct
 
 from l7proxy.core.headers import Headers
-from l7proxy.wire.framing import FORBIDDEN_TRAILERS
+from l7proxy.wire.framing import may_trail
 from l7proxy.wire.h2_hpack import Field
 
 _METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}")
@@ -126,7 +126,7 @@ def response_of(fields: list[Field]) -> ResponseFields:
     return head
 
 
-def trailers_of(fields: list[Field]) -> Headers:
+def trailers_of(fields: list[Field], request: bool) -> Headers:
     """Reads a trailer section, less the fields that may not come in one (RFC 9110 6.5.1). Raises Malformed."""
     if not fields:
         return []
@@ -134,7 +134,7 @@ def trailers_of(fields: list[Field]) -> Headers:
     for name, _ in fields:
         if name not in _plain:
             _learn(name)
-    return [field for field in fields if field[0] not in FORBIDDEN_TRAILERS]
+    return [field for field in fields if may_trail(field[0], request)]
 
 
 def _check(head: RequestFields | ResponseFields, headers: Headers) -> bytes | None:

@@ -185,37 +185,6 @@ def test_an_early_answer_reaches_a_client_that_is_still_sending(
     assert app.connections[0].ended.wait(5)
 
 
-def test_trailers_pass_both_ways(sidecar: StartSidecar, serve: StartServer) -> None:
-    def script(connection: Connection) -> None:
-        connection.read()
-        connection.send(
-            b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 2\r\nX-B: c\r\n\r\n"
-        )
-
-    app = serve(script)
-    proxy = sidecar(app=app.address)
-    with proxy.client() as client:
-        client.send(POST + b"transfer-encoding: chunked\r\nte: trailers\r\n\r\n3\r\nabc\r\n0\r\nX-Check: 3\r\n\r\n")
-        answer = client.read()
-    assert answer.body == b"ok"
-    assert answer.trailers == [(b"x-sum", b"2"), (b"x-b", b"c")]
-    assert app.requests[0].trailers == [(b"x-check", b"3")]
-
-
-@pytest.mark.parametrize(
-    "trailer", [b"Content-Length: 5", b"Transfer-Encoding: chunked", b"Host: x", b"Authorization: x"]
-)
-def test_a_trailer_cannot_carry_what_shapes_the_message(
-    trailer: bytes, sidecar: StartSidecar, serve: StartServer
-) -> None:
-    app = serve()
-    proxy = sidecar(app=app.address)
-    with proxy.client() as client:
-        client.send(POST + b"transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n" + trailer + b"\r\nX-Fine: 1\r\n\r\n")
-        assert client.read().status == 200
-    assert app.requests[0].trailers == [(b"x-fine", b"1")]
-
-
 @pytest.mark.parametrize("status", [204, 304])
 def test_statuses_without_a_body_have_none(status: int, proxy: Sidecar) -> None:
     with proxy.client() as client:
