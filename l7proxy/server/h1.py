@@ -259,14 +259,11 @@ class H1Protocol(asyncio.Protocol):
         self.close()
 
     def begin_tunnel(self, exchange: H1Exchange, headers: list[tuple[bytes, bytes]]) -> None:
-        """The application accepted the upgrade: from here on both bodies are the bytes of the connection."""
+        """The application accepted the upgrade that `headers` name: both bodies become the bytes of the connection."""
         if exchange.method == b"CONNECT":
             self.write(b"%b%b\r\n" % (STATUS_LINES[200], encode_fields(headers)))
         else:
-            self.write(
-                b"%b%bconnection: upgrade\r\nupgrade: %b\r\n\r\n"
-                % (STATUS_LINES[101], encode_fields(headers), exchange.upgrade or b"")
-            )
+            self.write(b"%b%bconnection: upgrade\r\n\r\n" % (STATUS_LINES[101], encode_fields(headers)))
         self._tunnel = True
         self.keep_alive = False
         stream = cast(Stream, self._stream)

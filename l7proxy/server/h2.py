@@ -14,6 +14,7 @@ from l7proxy.core.peer import ANONYMOUS, Peer
 from l7proxy.core.stream import HIGH_WATER, held
 from l7proxy.server.h2_exchange import STATUS, H2Exchange
 from l7proxy.server.listener import NEVER, Connection, Listener
+from l7proxy.wire.framing import offered
 from l7proxy.wire.h2 import Session
 from l7proxy.wire.h2_events import (
     RECEIVING,
@@ -276,6 +277,10 @@ class H2Protocol(asyncio.Protocol):
             if len(head.target) > self.listener.limits.target:
                 self._refuse(stream, "uri_too_long", "target_too_long")
                 return None
+        if head.protocol and offered(head.protocol.lower()) is None:
+            # RFC 9220 3 has it so: a protocol that is not supported.
+            self._refuse(stream, "not_implemented", "protocol")
+            return None
         exchange = stream.owner = H2Exchange(self, stream, head)
         return exchange
 

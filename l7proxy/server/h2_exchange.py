@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from l7proxy.core.drive import Drive
 from l7proxy.core.errors import Cut
 from l7proxy.core.exchange import CONNECT
-from l7proxy.core.headers import Headers
+from l7proxy.core.headers import Headers, without
 from l7proxy.core.message import Body
 from l7proxy.core.stream import Stream, held
 from l7proxy.wire.h2_events import RECEIVING, H2Stream
@@ -67,7 +67,7 @@ class H2Exchange:
         self.headers = list(head.headers)
         self.body: Body = b""
         self.peer = connection.peer
-        self.upgrade = CONNECT if self.method == b"CONNECT" else head.protocol
+        self.upgrade = CONNECT if self.method == b"CONNECT" else head.protocol and head.protocol.lower()
         self.client = connection.client
         self.server = connection.server
         self.destination = connection.destination
@@ -80,9 +80,10 @@ class H2Exchange:
         self._writable: asyncio.Future[None] | None = None
         if head.te_trailers:
             self.headers.append((b"te", b"trailers"))
-        if head.protocol == b"websocket":
+        if self.upgrade == b"websocket":
             # RFC 8441 5: HTTP/2 has no key, which HTTP/1.1 must have.
-            self.headers.append((b"sec-websocket-key", base64.b64encode(os.urandom(16))))
+            key = base64.b64encode(os.urandom(16))
+            self.headers = [*without(self.headers, b"sec-websocket-key"), (b"sec-websocket-key", key)]
 
     @property
     def extensions(self) -> dict[str, Any]:

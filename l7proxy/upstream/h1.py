@@ -8,7 +8,7 @@ from typing import cast
 from l7proxy.core.deadlines import NEVER, Deadlines
 from l7proxy.core.drive import Waiter
 from l7proxy.core.errors import ProxyError
-from l7proxy.core.headers import Headers
+from l7proxy.core.headers import Headers, tokens, without
 from l7proxy.core.message import Body, Request
 from l7proxy.core.stream import HIGH_WATER, Stream
 from l7proxy.upstream.dial import Expiring, head_deadline
@@ -59,7 +59,7 @@ class H1Connection(Expiring):
         self._deadline = NEVER
         self._watched = NEVER
         """When `on_deadline` will be called."""
-        self._upgrade = False
+        self._upgrade = b""
         self._tunnel = False
         self._drained: asyncio.Future[None] | None = None
         self._reading = True
@@ -93,6 +93,7 @@ class H1Connection(Expiring):
         """
         self._method = method
         self._touched = False
+        self._upgrade = upgrade or b""
         self.uses += 1
         turn = self.uses
         data = b"%b %b HTTP/1.1\r\nhost: %b\r\n%b" % (method, target, host, encode_fields(headers))
@@ -108,7 +109,6 @@ class H1Connection(Expiring):
                 data += b"\r\n"
             self._write(data)
         elif upgrade is not None:
-            self._upgrade = True
             self._write(b"%bconnection: upgrade\r\nupgrade: %b\r\n\r\n" % (data, upgrade))
         else:
             chunked = b"\ncontent-length: " not in data
@@ -222,8 +222,6 @@ class H1Connection(Expiring):
         head = reader.head(self._method)
         while head is not None and head.status < 200:
             if head.status == 101:
-                if not self._upgrade:
-                    raise Malformed("unasked_upgrade", "upstream_protocol")
                 self._begin_tunnel(head)
                 return
             # Interim answers are for whoever speaks to the upstream, which is us (RFC 9110 15.2).
@@ -294,6 +292,11 @@ class H1Connection(Expiring):
             self._done(self, True)
 
     def _begin_tunnel(self, head: ResponseHead) -> None:
+        chosen = head.upgrade or self._upgrade
+        if not chosen or chosen not in tokens(self._upgrade):
+            raise Malformed("unasked_upgrade", "upstream_protocol")
+        # RFC 9110 8.6: nothing has a length here.
+        head.headers = [*without(head.headers, b"content-length"), (b"upgrade", chosen)]
         self._tunnel = True
         stream = self._stream = Stream(self._consumed, self._closed)
         if rest := self._reader.take_rest():

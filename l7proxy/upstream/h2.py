@@ -7,7 +7,7 @@ from typing import cast
 
 from l7proxy.core.deadlines import NEVER, Deadlines
 from l7proxy.core.errors import ProxyError
-from l7proxy.core.headers import Headers, find
+from l7proxy.core.headers import Headers, find, tokens
 from l7proxy.core.message import Body, Request
 from l7proxy.core.stream import HIGH_WATER
 from l7proxy.upstream.dial import Expiring
@@ -114,7 +114,8 @@ class H2Connection(Expiring):
         if upgrade is not None:
             if not self.session.peer_extended_connect:
                 raise ProxyError("upstream_protocol", "the upstream takes no extended CONNECT")
-            call.upgrade = upgrade
+            # There is room for one: the client's first choice.
+            upgrade = call.upgrade = tokens(upgrade)[0]
             call.key = find(headers, b"sec-websocket-key") or b""
             fields[0] = (b":method", b"CONNECT")
             fields.append((b":protocol", upgrade))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 from l7proxy.core.deadlines import NEVER
 from l7proxy.core.drive import Waiter
 from l7proxy.core.errors import ProxyError
-from l7proxy.core.headers import Headers
+from l7proxy.core.headers import Headers, without
 from l7proxy.core.message import Body, Request
 from l7proxy.core.stream import Stream
 from l7proxy.upstream.dial import head_deadline
@@ -134,7 +134,7 @@ class H2Call:
     def _on_head(self, head: ResponseFields, ended: bool) -> None:
         """Takes the final head; it is given on once everything that came with it is there."""
         if self.upgrade is not None and 200 <= head.status < 300:
-            head = ResponseFields(101, list(head.headers))
+            head = ResponseFields(101, [*without(head.headers, b"content-length"), (b"upgrade", self.upgrade)])
             if self.upgrade == b"websocket":
                 # RFC 8441 5: HTTP/2 proves nothing by it, which HTTP/1.1 must see proved.
                 digest = sha1(self.key + _WEBSOCKET_GUID, usedforsecurity=False).digest()

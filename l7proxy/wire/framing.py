@@ -53,6 +53,8 @@ _FORBIDDEN_TRAILERS = frozenset(
     + (b"http2-settings", b"keep-alive", b"proxy-authorization", b"proxy-connection")
 )
 
+_CARRIES_HTTP = (b"h2c", b"h2", b"h3", b"http", b"tls")
+
 
 class Malformed(ProxyError):
     """Bytes that are not one HTTP message beyond doubt; `reason` is the label of the counter."""
@@ -160,7 +162,7 @@ def _shape(head: Head, special: Headers) -> None:
         elif name == b"transfer-encoding":
             coding = value if coding is None else coding + b"," + value
         elif name == b"upgrade":
-            head.upgrade = value.lower()
+            head.upgrade = value.lower() if head.upgrade is None else head.upgrade + b"," + value.lower()
         elif name == b"expect":
             head.expect = value.lower()
         elif name == b"te":
@@ -188,6 +190,15 @@ def _shape(head: Head, special: Headers) -> None:
         for token in named:
             if token not in (b"close", b"keep-alive", b"upgrade", b"te") and not _KEPT.fullmatch(token):
                 head.headers[:] = [pair for pair in head.headers if pair[0] != token]
+
+
+def offered(upgrade: bytes) -> bytes | None:
+    """Returns the protocols of an Upgrade list (lower case) that may be switched to, or None if there are none.
+
+    What carries HTTP itself may not: its requests would pass by every policy. RFC 9113 3.1 ended `h2c` anyhow.
+    """
+    protocols = tokens(upgrade)
+    return b", ".join(name for name in protocols if name.partition(b"/")[0] not in _CARRIES_HTTP) or None
 
 
 def _keep_alive(value: bytes) -> float | None:

@@ -23,6 +23,7 @@ from l7proxy.wire.framing import (
     fault_in,
     fault_in_fields,
     interpret,
+    offered,
     trailers_of,
 )
 
@@ -50,7 +51,7 @@ class RequestHead(Head):
 
     `target` is in origin form (`*` and CONNECT's authority as they came). `size` is the number of body bytes or
     CHUNKED. `headers` are the end-to-end fields without Host, which is `authority`. `upgrade` is None unless Connection
-    names it (RFC 9110 7.8); h2c is not offered (RFC 9113 3.1).
+    names it (RFC 9110 7.8); h2c is left out of it (RFC 9113 3.1).
     """
 
     method: bytes = b""
@@ -309,10 +310,9 @@ class RequestReader(_Reader):
         connection = head.connection
         if connection or not minor:
             head.keep_alive = b"close" not in connection and (minor == 1 or b"keep-alive" in connection)
-        if head.upgrade is not None and (
-            b"upgrade" not in connection or not minor or head.upgrade == b"h2c" or head.length
-        ):
-            head.upgrade = None
+        if head.upgrade is not None:
+            fits = minor and not head.length and b"upgrade" in connection
+            head.upgrade = offered(head.upgrade) if fits else None
         if head.te_trailers:
             head.headers.append((b"te", b"trailers"))
         if head.expect is not None and head.expect != b"100-continue":
