@@ -6,7 +6,7 @@ See https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md and http-grpc
 import asyncio
 from typing import Final
 
-from l7proxy.core.errors import ProxyError
+from l7proxy.core.errors import CODES, ProxyError
 from l7proxy.core.headers import Headers, find
 from l7proxy.core.message import Request
 
@@ -17,11 +17,16 @@ _UNKNOWN = 2
 _UNAVAILABLE = 14
 
 
+def is_call(headers: Headers) -> bool:
+    """Tells whether a POST with these header fields is a gRPC call."""
+    kind = find(headers, b"content-type")
+    # `application/grpc-web` is something else, and speaks plain HTTP.
+    return kind is not None and kind.startswith(b"application/grpc") and kind[16:17] in (b"", b"+", b";")
+
+
 def begin(request: Request) -> None:
     """Marks a POST that is a gRPC call, and takes its deadline from `grpc-timeout`."""
-    kind = find(request.headers, b"content-type")
-    # `application/grpc-web` is something else, and speaks plain HTTP.
-    if kind is None or not kind.startswith(b"application/grpc") or kind[16:17] not in (b"", b"+", b";"):
+    if not is_call(request.headers):
         return
     request.grpc = True
     timeout = find(request.headers, b"grpc-timeout")
@@ -29,6 +34,15 @@ def begin(request: Request) -> None:
         deadline = request.t_start + int(timeout[:-1]) * _UNITS[timeout[-1:]]
         if request.deadline is None or deadline < request.deadline:
             request.deadline = deadline
+
+
+def status_fields(number: int, text: str) -> Headers:
+    """Returns the header fields of a trailers-only answer: of status 200, with all that there is to tell."""
+    return [
+        (b"content-type", b"application/grpc"),
+        (b"grpc-status", b"%d" % number),
+        (b"grpc-message", text.encode()),
+    ]
 
 
 def status_of(http: int, fields: Headers) -> int:
@@ -49,6 +63,8 @@ def read_status(request: Request, http: int, fields: Headers) -> None:
 def blame(request: Request, failure: BaseException) -> None:
     """Notes the status that the client will make of a call that was cut short."""
     if isinstance(failure, asyncio.CancelledError):
-        request.grpc_status = _CANCELLED
+        # The server says with which error it answers in our place; without one the client is gone.
+        code = CODES.get(failure.args[0]) if failure.args else None
+        request.grpc_status = code.grpc if code is not None else _CANCELLED
     else:
         request.grpc_status = failure.grpc if isinstance(failure, ProxyError) else _UNAVAILABLE

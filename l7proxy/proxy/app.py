@@ -228,16 +228,7 @@ def _answer(live: Live, snapshot: Snapshot, request: Request, error: ProxyError)
         live.refused(error.reason)
         headers.append((b"connection", b"close"))
     if request.grpc:
-        # gRPC over HTTP/2: a trailers-only answer has status 200 and tells the rest in its header block.
-        return Response(
-            200,
-            [
-                (b"content-type", b"application/grpc"),
-                (b"grpc-status", b"%d" % error.grpc),
-                (b"grpc-message", code.text.encode()),
-                *headers,
-            ],
-        )
+        return Response(200, [*grpc.status_fields(error.grpc, code.text), *headers])
     body = msgspec.json.encode({"error": code.name, "message": code.text}) + b"\n"
     return Response(code.status, [(b"content-type", b"application/json"), *headers], body)
 

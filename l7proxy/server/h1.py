@@ -201,7 +201,7 @@ class H1Protocol(asyncio.Protocol):
         if exchange is not None and exchange.task is not None and not exchange.begun:
             exchange.task.cancel(code)
             self.exchange = None
-            self.answer(CODES[code].status, code)
+            self.answer(code, exchange.method)
         else:
             self.abort()
 
@@ -238,21 +238,22 @@ class H1Protocol(asyncio.Protocol):
         listener.sent.value += len(data)
         cast(asyncio.Transport, self.transport).write(data)
 
-    def answer(self, status: int, code: str) -> None:
-        """Makes the server's own answer to a request that never became one, and closes."""
+    def answer(self, code: str, method: bytes = b"") -> None:
+        """Makes the server's own answer to a request with `method`, or to one that never became one, and closes."""
         if self.transport is None:
             return
-        body = b'{"error":"%b","message":"%b"}\n' % (code.encode(), CODES[code].text.encode())
+        entry = CODES[code]
+        body = b'{"error":"%b","message":"%b"}\n' % (code.encode(), entry.text.encode())
         self.write(
             b"%bcontent-type: application/json\r\ncontent-length: %d\r\nx-l7proxy-error: %b\r\n"
             b"proxy-status: %b; error=%b\r\nconnection: close\r\n\r\n%b"
             % (
-                STATUS_LINES[status],
+                STATUS_LINES[entry.status],
                 len(body),
                 code.encode(),
                 self.listener.service,
-                CODES[code].proxy_status.encode(),
-                body,
+                entry.proxy_status.encode(),
+                b"" if method == b"HEAD" else body,
             )
         )
         self.body_ended = False
@@ -409,7 +410,7 @@ class H1Protocol(asyncio.Protocol):
         """Answers what does not become a request."""
         self.listener.refused(reason)
         self.listener.tell(Refusal(code, reason, "1.1", self.scheme, self.peer, self.client))
-        self.answer(CODES[code].status, code)
+        self.answer(code)
 
     def _stream_done(self) -> None:
         stream, self._stream = self._stream, None

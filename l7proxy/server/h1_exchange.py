@@ -4,7 +4,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from l7proxy.core.drive import Drive
-from l7proxy.core.errors import CODES, Cut
+from l7proxy.core.errors import Cut
 from l7proxy.core.headers import Headers, without
 from l7proxy.core.message import Body
 from l7proxy.core.stream import Stream
@@ -78,7 +78,7 @@ class H1Exchange:
                 {"message": "the application failed", "exception": error, "protocol": connection}
             )
             if not self.begun:
-                connection.answer(CODES["filter_error"].status, "filter_error")
+                connection.answer("filter_error", self.method)
                 return
         if connection.exchange is self:
             connection.close()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, cast
 
+from l7proxy.core import grpc
 from l7proxy.core.errors import CODES
 from l7proxy.core.exchange import Refusal
 from l7proxy.core.peer import ANONYMOUS, Peer
@@ -229,20 +230,24 @@ class H2Protocol(asyncio.Protocol):
             self._flushing = True
             self.listener.loop.call_soon(self._flush)
 
-    def answer(self, stream: H2Stream, code: str) -> None:
-        """Makes the server's own answer to a request that never became one."""
+    def answer(self, stream: H2Stream, code: str, head: RequestFields | None) -> None:
+        """Makes the server's own answer to the request with `head`, or to one that never became one."""
         entry = CODES[code]
-        body = b'{"error":"%b","message":"%b"}\n' % (code.encode(), entry.text.encode())
-        headers = [
-            (b":status", STATUS[entry.status]),
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(body)),
+        why = [
             (b"x-l7proxy-error", code.encode()),
             (b"proxy-status", b"%b; error=%b" % (self.listener.service, entry.proxy_status.encode())),
         ]
         session = self.session
-        session.send_head(stream, headers)
-        session.send_data(stream, body, end=True)
+        if head is not None and head.method == b"POST" and grpc.is_call(head.headers):
+            fields = grpc.status_fields(entry.grpc, entry.text)
+            session.send_head(stream, [(b":status", STATUS[200]), *fields, *why], end=True)
+        else:
+            body = b'{"error":"%b","message":"%b"}\n' % (code.encode(), entry.text.encode())
+            kind = (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))
+            bodiless = head is not None and head.method == b"HEAD"
+            session.send_head(stream, [(b":status", STATUS[entry.status]), *kind, *why], end=bodiless)
+            if not bodiless:
+                session.send_data(stream, body, end=True)
         if stream.id not in session.waiting:
             session.send_reset(stream, Error.NO_ERROR)
         self.flush_soon()
@@ -272,14 +277,14 @@ class H2Protocol(asyncio.Protocol):
             # Mesh proxies write the scheme that their application used: plain HTTP, though it comes in mTLS.
             from_mesh = head.scheme == b"http" and self.peer.fingerprint
             if head.scheme != self.scheme and not from_mesh:
-                self._refuse(stream, "bad_request", "scheme")
+                self._refuse(stream, "bad_request", "scheme", head)
                 return None
             if len(head.target) > self.listener.limits.target:
-                self._refuse(stream, "uri_too_long", "target_too_long")
+                self._refuse(stream, "uri_too_long", "target_too_long", head)
                 return None
         if head.protocol and offered(head.protocol.lower()) is None:
             # RFC 9220 3 has it so: a protocol that is not supported.
-            self._refuse(stream, "not_implemented", "protocol")
+            self._refuse(stream, "not_implemented", "protocol", head)
             return None
         exchange = stream.owner = H2Exchange(self, stream, head)
         return exchange
@@ -302,7 +307,7 @@ class H2Protocol(asyncio.Protocol):
         elif isinstance(event, Refused):
             self._refused(event.reason)
         elif isinstance(event, Oversized):
-            self._refuse(event.stream, "headers_too_large", "head_too_large")
+            self._refuse(event.stream, "headers_too_large", "head_too_large", None)
         elif isinstance(event, GoingAway):
             self.session.refusing = True
             self.listener.loop.call_soon(self._finish)
@@ -310,11 +315,11 @@ class H2Protocol(asyncio.Protocol):
             begun.clear()
             self.listener.loop.call_soon(self.close, Error.PROTOCOL_ERROR)
 
-    def _refuse(self, stream: H2Stream, code: str, reason: str) -> None:
+    def _refuse(self, stream: H2Stream, code: str, reason: str, head: RequestFields | None) -> None:
         """Answers what does not become a request."""
         self.listener.refused(reason)
         self.listener.tell(Refusal(code, reason, "2", self.scheme, self.peer, self.client))
-        self.answer(stream, code)
+        self.answer(stream, code, head)
 
     def _refused(self, reason: str) -> None:
         self.listener.stats.counter(
@@ -368,7 +373,7 @@ class H2Protocol(asyncio.Protocol):
     def _cut(self, exchange: H2Exchange, code: str | None) -> None:
         exchange.abandon(code)
         if code is not None:
-            self.answer(exchange.stream, code)
+            self.answer(exchange.stream, code, exchange.head)
         else:
             self.session.send_reset(exchange.stream, Error.CANCEL)
             self.flush_soon()

@@ -167,7 +167,7 @@ class H2Exchange:
                 {"message": "the application failed", "exception": error, "protocol": connection}
             )
             if not self.begun:
-                connection.answer(self.stream, "filter_error")
+                connection.answer(self.stream, "filter_error", self.head)
         finally:
             connection.end_exchange(self, code)
 
@@ -232,7 +232,7 @@ class H2Exchange:
         if self.upgrade is not None and status < 300:
             if status != 101:
                 # An answer that would pass for the tunnel that it is not.
-                self.connection.answer(self.stream, "upstream_protocol")
+                self.connection.answer(self.stream, "upstream_protocol", self.head)
                 return True
             status = 200
         for name, value in headers:
@@ -242,6 +242,9 @@ class H2Exchange:
                 self._left = int(value)
         if self.head.method == b"HEAD" or status in (204, 304):
             end = True
+            if status == 204 and self._left >= 0:
+                # RFC 9110 8.6: it may not have one, and clients take the stream for broken.
+                headers = without(headers, b"content-length")
             self._left = -1
         self.connection.session.send_head(self.stream, [(b":status", STATUS[status]), *headers], end)
         return end
