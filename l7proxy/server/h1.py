@@ -451,12 +451,12 @@ class H1Protocol(asyncio.Protocol):
 
     def _stall(self) -> None:
         """No byte either way for the stream timeout: 408 while no answer has begun, else an end without one."""
-        exchange = self.exchange
-        if exchange is not None and exchange.task is not None and not exchange.begun and not self.body_ended:
-            self.listener.refused("slow_body")
-            self.cut("request_timeout")
-        else:
+        if self.exchange is None:
             self.abort()
+            return
+        if not self.body_ended:
+            self.listener.refused("slow_body")
+        self.cut("request_timeout")
 
 
 def _has_unread(transport: asyncio.Transport) -> bool:

@@ -18,7 +18,6 @@ from l7proxy.server.listener import NEVER, Connection, Listener
 from l7proxy.wire.framing import offered
 from l7proxy.wire.h2 import Session
 from l7proxy.wire.h2_events import (
-    RECEIVING,
     SENDING,
     Data,
     Ended,
@@ -367,8 +366,7 @@ class H2Protocol(asyncio.Protocol):
     def _stall(self, exchange: H2Exchange) -> None:
         """No byte either way for the stream timeout: 408 while no answer has begun, else an end without one."""
         self.listener.refused("slow_stream")
-        unanswered = not exchange.begun and exchange.stream.state & RECEIVING
-        self._cut(exchange, "request_timeout" if unanswered else None)
+        self._cut(exchange, None if exchange.begun else "request_timeout")
 
     def _cut(self, exchange: H2Exchange, code: str | None) -> None:
         exchange.abandon(code)

@@ -274,6 +274,20 @@ def test_a_body_that_stops_gets_408(hasty: Proxy) -> None:
     assert [request for request in hasty.reached() if request.method == "POST"] == []
 
 
+@pytest.mark.parametrize("method", [b"GET", b"HEAD"])
+def test_a_request_that_nobody_answers_gets_408(method: bytes, sidecar: StartSidecar, serve: StartServer) -> None:
+    app = serve(Connection.wait_for_close)
+    proxy = sidecar(app=app.address, timeouts={"streamIdle": "800ms"})
+    with proxy.client() as client:
+        client.send(method + b" / HTTP/1.1\r\n" + HOST + b"\r\n")
+        answer = client.reader.head()
+        assert (answer.status, answer["x-l7proxy-error"], answer["connection"]) == (408, "request_timeout", "close")
+        assert client.reader.rest() == (b"" if method == b"HEAD" else client.reader.raw[len(answer.head) :])
+    assert app.connections[0].ended.wait(5)
+    (line,) = proxy.log_lines()
+    assert (line["status"], line["code"], line["flags"]) == (408, "request_timeout", "SI")
+
+
 def test_a_connection_that_never_speaks_is_closed(hasty: Proxy) -> None:
     with hasty.sidecar.client() as client:
         assert client.closed()

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from l7proxy.wire.h2_frames import PREFACE, Error
-from tests.conftest import StartSidecar
+from tests.conftest import StartServer, StartSidecar
 from tests.h2.raw import RawClient, wide_open
 from tests.support.net import wait_for
-from tests.support.server import Server
+from tests.support.server import Connection, Server
 from tests.support.sidecar import Sidecar
 from tests.wire.h2_peer import (
     CONTINUATION,
@@ -347,6 +347,13 @@ def test_a_body_that_stands_still_gets_408(shared_sidecar: StartSidecar, app: Se
     with RawClient(proxy.inbound) as client:
         stream = client.request(POST, end=False)
         answer = client.answer(stream)
+        assert (answer[":status"], answer["x-l7proxy-error"]) == ("408", "request_timeout")
+
+
+def test_a_request_that_nobody_answers_gets_408(shared_sidecar: StartSidecar, serve: StartServer) -> None:
+    proxy = shared_sidecar(app=serve(Connection.wait_for_close).address, timeouts={"streamIdle": "1s"})
+    with RawClient(proxy.inbound) as client:
+        answer = client.answer(client.request())
         assert (answer[":status"], answer["x-l7proxy-error"]) == ("408", "request_timeout")
 
 
