@@ -171,7 +171,17 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         return self.tcp is not None and self.tcp.is_reading()
 
     def can_write_eof(self) -> bool:
+        # It can be said, but many peers take it for the end of both directions.
         return False
+
+    def write_eof(self) -> None:
+        """Ends the sending side, of TLS and then of TCP; what the peer still sends is read."""
+        if self._closing or self.tcp is None:
+            return
+        self.__dict__.pop("write", None)
+        self.handle.shut_down()
+        self._flush()
+        self.tcp.write_eof()
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         if self.tcp is not None:

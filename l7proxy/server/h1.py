@@ -3,7 +3,6 @@
 import asyncio
 import select
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from typing import Any, Final, cast
 
 from l7proxy.core.drive import Drive
@@ -15,6 +14,7 @@ from l7proxy.core.stream import HIGH_WATER, Stream, held
 from l7proxy.server.h1_exchange import H1Exchange
 from l7proxy.server.h2 import H2Protocol
 from l7proxy.server.listener import NEVER, Listener
+from l7proxy.server.parting import part, reset
 from l7proxy.wire.framing import Malformed
 from l7proxy.wire.h1 import (
     END,
@@ -59,6 +59,8 @@ class H1Protocol(asyncio.Protocol):
         self.expires = NEVER
         self.close_at = NEVER
         self._leave_at = NEVER
+        self._ends_at = NEVER
+        """When a client that was said goodbye is waited for no longer."""
         self._reader = RequestReader(listener.limits)
         self._stream: Stream | None = None
         self._discarding = False
@@ -66,6 +68,7 @@ class H1Protocol(asyncio.Protocol):
         self._spoilt = False
         """Whether a request body was malformed: nothing that comes after it can be framed."""
         self._tunnel = False
+        self._half_closed = False
         self._closing = False
         self._reading = True
         self._fresh = True
@@ -114,11 +117,8 @@ class H1Protocol(asyncio.Protocol):
         if self._tunnel:
             cast(Stream, self._stream).end()
             return not self.secure
-        if self.exchange is None or not self.body_ended:
-            return False
-        self.keep_alive = False
-        self.listener.loop.call_later(HALF_CLOSED_GRACE, self._half_closed, self.exchange)
-        return True
+        self._half_closed = True
+        return self._go_on_half_closed()
 
     def connection_lost(self, error: Exception | None) -> None:
         self.transport = None
@@ -157,6 +157,8 @@ class H1Protocol(asyncio.Protocol):
         """See `listener.Connection`: head, idle and stream timeouts, and the greatest age."""
         timeouts = self.listener.timeouts
         if self._closing:
+            if now < self._ends_at:
+                return self._ends_at
             self.abort()
             return None
         if self.exchange is not None or not self.body_ended:
@@ -209,25 +211,30 @@ class H1Protocol(asyncio.Protocol):
         if self.transport is not None:
             self.transport.abort()
 
+    def reset(self) -> None:
+        """Ends so that a body which ends with the connection cannot be taken for a whole one."""
+        if self.transport is not None:
+            reset(self.transport)
+
     def close(self) -> None:
         """Sends what was written, then ends; a client that is still sending gets time to read it."""
         transport = self.transport
         if transport is None or self._closing:
             return
         self._closing = True
+        listener = self.listener
+        self._ends_at = listener.now + listener.timeouts.stream
+        listener.watch(self, self._ends_at)
         if self.exchange is not None and self.exchange.task is not cast(Any, asyncio.current_task()):
             task = self.exchange.task
             if task is not None:
                 task.cancel()
         self.exchange = None
-        if self.secure or (self.body_ended and not self._reader.buffered):
+        if self.body_ended and not self._reader.buffered:
             transport.close()
             return
-        # Closing with unread bytes makes the kernel reset the connection, and the answer may be lost with it.
-        with suppress(OSError, NotImplementedError):
-            transport.write_eof()
         self._resume_reading()
-        self.listener.loop.call_later(self.listener.timeouts.linger, self.abort)
+        part(transport, listener.loop, listener.timeouts.linger, hear=True)
 
     # What exchanges ask.
 
@@ -285,6 +292,8 @@ class H1Protocol(asyncio.Protocol):
                 self._resume_reading()
             if self._reader.buffered:
                 self._next()
+                if self._half_closed and not self._go_on_half_closed():
+                    self.close()
         else:
             # The rest of the request body is read and dropped, up to a bound, so that the next request can be found.
             self.exchange = None
@@ -445,7 +454,17 @@ class H1Protocol(asyncio.Protocol):
             self._reading = True
             self.transport.resume_reading()
 
-    def _half_closed(self, exchange: H1Exchange) -> None:
+    def _go_on_half_closed(self) -> bool:
+        """Gives the request under way its time though nothing more will come; False where there is none, or a part."""
+        exchange = self.exchange
+        if exchange is None or not self.body_ended:
+            return False
+        if not self._reader.buffered:
+            self.keep_alive = False
+        self.listener.loop.call_later(HALF_CLOSED_GRACE, self._end_half_closed, exchange)
+        return True
+
+    def _end_half_closed(self, exchange: H1Exchange) -> None:
         if self.exchange is exchange:
             self.abort()
 

@@ -80,7 +80,11 @@ class H1Exchange:
             if not self.begun:
                 connection.answer("filter_error", self.method)
                 return
-        if connection.exchange is self:
+        if connection.exchange is not self:
+            return
+        if self.begun and self._left < 0 and not self._chunked:
+            connection.reset()
+        else:
             connection.close()
 
     async def respond(self, status: int, headers: Headers, body: bytes, trailers: Headers | None = None) -> None:

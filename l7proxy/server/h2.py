@@ -5,7 +5,6 @@ Everything that is said within one turn of the event loop leaves in one write.
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, cast
 
 from l7proxy.core import grpc
@@ -15,6 +14,7 @@ from l7proxy.core.peer import ANONYMOUS, Peer
 from l7proxy.core.stream import HIGH_WATER, held
 from l7proxy.server.h2_exchange import STATUS, H2Exchange
 from l7proxy.server.listener import NEVER, Connection, Listener
+from l7proxy.server.parting import part
 from l7proxy.wire.framing import offered
 from l7proxy.wire.h2 import Session
 from l7proxy.wire.h2_events import (
@@ -64,6 +64,8 @@ class H2Protocol(asyncio.Protocol):
         self._flushing = False
         self._reading = True
         self._closing = False
+        # When a client that was said goodbye is waited for no longer.
+        self._ends_at = NEVER
         # When the second GOAWAY is due, once the first has been sent.
         self._goaway_at: float | None = None
 
@@ -152,6 +154,8 @@ class H2Protocol(asyncio.Protocol):
         timeouts = self.listener.timeouts
         session = self.session
         if self._closing:
+            if now < self._ends_at:
+                return self._ends_at
             self.abort()
             return None
         since = session.partial_since
@@ -212,14 +216,11 @@ class H2Protocol(asyncio.Protocol):
         self._closing = True
         for exchange in list(self.exchanges):
             exchange.abandon()
-        if self.secure:
-            transport.close()
-            return
-        # Closing with unread bytes makes the kernel reset the connection, and the GOAWAY may be lost with it.
-        with suppress(OSError, NotImplementedError):
-            transport.write_eof()
+        listener = self.listener
+        self._ends_at = listener.now + listener.timeouts.stream
+        listener.watch(self, self._ends_at)
         self._resume_reading()
-        self.listener.loop.call_later(self.listener.timeouts.linger if code else 0.0, self.abort)
+        part(transport, listener.loop, listener.timeouts.linger, hear=code != Error.NO_ERROR)
 
     # What exchanges ask.
 
