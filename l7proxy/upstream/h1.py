@@ -1,8 +1,10 @@
 """HTTP/1.1 towards an upstream: one `H1Connection`, one request at a time."""
 
 import asyncio
+import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import cast
 
 from l7proxy.core.deadlines import NEVER, Deadlines
@@ -11,6 +13,7 @@ from l7proxy.core.errors import ProxyError
 from l7proxy.core.headers import Headers, tokens, without
 from l7proxy.core.message import Body, Request
 from l7proxy.core.stream import HIGH_WATER, Stream
+from l7proxy.identity.transport import TlsTransport
 from l7proxy.upstream.dial import Expiring, head_deadline
 from l7proxy.wire.framing import UNTIL_CLOSE, Limits, Malformed
 from l7proxy.wire.h1 import END, ResponseHead, ResponseReader, encode_chunk, encode_fields, encode_last_chunk
@@ -64,6 +67,7 @@ class H1Connection(Expiring):
         self._drained: asyncio.Future[None] | None = None
         self._reading = True
         self._touched = False
+        self._witness: socket.socket | None = None
         self.surplus = False
 
     @property
@@ -171,6 +175,7 @@ class H1Connection(Expiring):
                 self._fail(error)
         else:
             # Nobody asked: whatever this is, it must not become the answer to the next request.
+            self.surplus = True
             self.abort()
 
     def eof_received(self) -> bool:
@@ -181,6 +186,8 @@ class H1Connection(Expiring):
         if self._drained is not None:
             self._drained.cancel()
             self._drained = None
+        if error is not None and self._witness is not None and self._waiter is not None:
+            self._hear_last_words(self._witness)
         waiter, stream = self._waiter, self._stream
         if waiter is not None and not waiter.done():
             if self._touched:
@@ -282,14 +289,31 @@ class H1Connection(Expiring):
         """The response is complete; the connection goes back unless something is left on it."""
         if self._reader.buffered:
             self.surplus = True
-        reusable = head.keep_alive and not self._sending and not self._reader.buffered
+        reusable = head.keep_alive and not self._reader.buffered
         if not self._reading:
             self._resume_reading()
-        if not reusable:
+        if self._sender is not None and self._unsent():
+            # Who answers before the end of a request may never read the rest of it.
+            self.abort()
+        elif not reusable:
             self.close()
         else:
             self._sender = None
             self._done(self, True)
+
+    def _unsent(self) -> bool:
+        """Whether some of the request has not left this process yet."""
+        return self._sending or (self.transport is not None and self.transport.get_write_buffer_size() > 0)
+
+    def _hear_last_words(self, witness: socket.socket) -> None:
+        """Reads an answer that came before the connection broke.
+
+        Who refuses an upload may answer and close without reading the rest of it. The kernel then fails our writes, and
+        the event loop closes the socket for it, though the answer lies there unread.
+        """
+        with suppress(OSError):
+            while data := witness.recv(HIGH_WATER, socket.MSG_DONTWAIT):
+                self.data_received(data)
 
     def _begin_tunnel(self, head: ResponseHead) -> None:
         chosen = head.upgrade or self._upgrade
@@ -308,6 +332,9 @@ class H1Connection(Expiring):
     async def _send(self, stream: Stream, chunked: bool) -> None:
         """Pumps the request body to the upstream while the response may already be on its way."""
         try:
+            if not self._tunnel and self.transport is not None and not isinstance(self.transport, TlsTransport):
+                with suppress(OSError):
+                    self._witness = self.transport.get_extra_info("socket").dup()
             spliced = type(stream) is Stream and not chunked
             while data := await stream.read():
                 self._write(encode_chunk(data) if chunked else data)
@@ -322,11 +349,17 @@ class H1Connection(Expiring):
             if self._tunnel and self.transport is not None and self.transport.can_write_eof():
                 self.transport.write_eof()
         except asyncio.CancelledError:
-            stream.close()
+            # A body of which nothing was read may still go out on another connection.
+            if stream.taken:
+                stream.close()
             raise
         except Exception as error:
             # The client's side failed: half a request must not look like a whole one.
             self._fail(error)
+        finally:
+            if self._witness is not None:
+                self._witness.close()
+                self._witness = None
 
     def _arm(self) -> None:
         deadline = None if self._ledger is None else head_deadline(self._ledger)

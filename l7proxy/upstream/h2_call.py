@@ -283,7 +283,9 @@ class H2Call:
             connection.flush_soon()
             self._arm(self._ledger)
         except asyncio.CancelledError:
-            body.close()
+            # A body of which nothing was read may still go out on another stream.
+            if body.taken:
+                body.close()
             raise
         except Exception as error:
             # The client's side failed: half a request must not look like a whole one.

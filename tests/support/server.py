@@ -112,6 +112,10 @@ class Server:
     def port(self) -> int:
         return self.address[1]
 
+    def receive_little(self) -> None:
+        """Gives the connections to come a small receive buffer."""
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+
     def wait_for_requests(self, count: int, timeout: float = 5.0) -> list[Message]:
         """Returns the requests once there are at least `count`."""
         return wait_for(
