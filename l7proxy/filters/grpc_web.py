@@ -123,6 +123,7 @@ class _Decoded(_Derived):
 
     async def read(self) -> bytes:
         while data := await self._source.read():
+            self.total = self._source.total
             data = self._rest + data
             whole = len(data) & ~3
             self._rest = data[whole:]

@@ -211,9 +211,11 @@ class _Replay(Stream):
 
     async def read(self) -> bytes:
         if self.size:
-            return self.take()
-        data = await self._source.read()
-        self.taken += len(data)
+            data = self.take()
+        else:
+            data = await self._source.read()
+            self.total = self._source.total
+            self.taken += len(data)
         if self.kept is not None:
             self.kept.append(data)
             if self.taken > _REPLAY:
@@ -237,6 +239,8 @@ class _Replay(Stream):
         for data in kept:
             if data:
                 self.feed(data)
+        # What is fed again did not come again.
+        self.total = self._source.total
         return True
 
 

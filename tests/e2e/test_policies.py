@@ -211,6 +211,18 @@ def test_a_post_is_repeated_with_leave_and_with_its_body(
     assert [request.body for request in app.requests] == [b"abcdef", b"abcdef"]
 
 
+def test_a_body_that_came_in_pieces_goes_out_whole_each_time(sidecar: StartSidecar, serve: StartServer) -> None:
+    app = serve(failing(3))
+    proxy = retrying(sidecar, app, on=["503"], attempts=3)
+    with proxy.client() as client:
+        client.send(b"PUT / HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n")
+        time.sleep(0.05)
+        client.send(b"3\r\ndef\r\n0\r\nx-sum: 6\r\n\r\n")
+        assert client.read().status == 200
+    assert [(request.body, request.trailers) for request in app.requests] == [(b"abcdef", [(b"x-sum", b"6")])] * 4
+    assert proxy.log_lines()[0]["bytes_in"] == 6
+
+
 def test_a_large_body_is_not_kept_for_a_retry(sidecar: StartSidecar, serve: StartServer) -> None:
     app = serve(failing(1))
     proxy = retrying(sidecar, app, on=["503"])
