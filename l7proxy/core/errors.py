@@ -1,8 +1,12 @@
 """Every answer that the proxy makes itself: one table of codes, one exception that carries a code."""
 
+import functools
+import re
 from typing import Any, NamedTuple
 
 from l7proxy.core.headers import Headers
+
+_TOKEN = re.compile(r"[A-Za-z*][!#$%&'*+\-.^_`|~0-9A-Za-z:/]*")
 
 
 class Code(NamedTuple):
@@ -47,6 +51,20 @@ CODES: dict[str, Code] = {
         Code("http_version", 505, "DPE", "http_request_error", 12, "the HTTP version is not supported"),
     )
 }
+
+
+def proxy_status(name: str, code: Code) -> bytes:
+    """Returns the value of Proxy-Status that says that the proxy called `name` met this error (RFC 9209 2)."""
+    return b"%b; error=%b" % (_identifier(name), code.proxy_status.encode())
+
+
+@functools.lru_cache(64)
+def _identifier(name: str) -> bytes:
+    """Returns a name as a token of a structured field, or as a string where it is none (RFC 8941 3.3.3 and 3.3.4)."""
+    if _TOKEN.fullmatch(name):
+        return name.encode()
+    text = "".join(char if " " <= char <= "~" else "?" for char in name)
+    return b'"%b"' % text.replace("\\", "\\\\").replace('"', '\\"').encode()
 
 
 class ProxyError(Exception):

@@ -11,9 +11,9 @@ from typing import cast
 import msgspec
 
 from l7proxy.core import grpc
-from l7proxy.core.errors import CODES, Cut, ProxyError
+from l7proxy.core.errors import CODES, Cut, ProxyError, proxy_status
 from l7proxy.core.exchange import Exchange, Refusal
-from l7proxy.core.headers import Headers, find
+from l7proxy.core.headers import Headers
 from l7proxy.core.message import Body, Request, Response
 from l7proxy.core.stream import Stream, held
 from l7proxy.proxy.snapshot import Live, Route, Side, Snapshot, Target
@@ -221,7 +221,7 @@ def _answer(live: Live, snapshot: Snapshot, request: Request, error: ProxyError)
     request.detail = error.detail
     headers: Headers = [
         (b"x-l7proxy-error", code.name.encode()),
-        (b"proxy-status", b"%b; error=%b" % (snapshot.service, code.proxy_status.encode())),
+        (b"proxy-status", proxy_status(snapshot.service, code)),
         *error.headers,
     ]
     if isinstance(error, Malformed) and code.name != "upstream_protocol":

@@ -138,7 +138,7 @@ class Compiler:
         forwarding = _forwarding(inbound, tls)
         snapshot = Snapshot(
             version=model.version,
-            service=sidecar.service.name.encode("ascii", "replace"),
+            service=sidecar.service.name,
             inbound=Side(
                 True,
                 (yield from Router.build(rules[True])),

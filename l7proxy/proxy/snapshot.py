@@ -65,7 +65,7 @@ class Snapshot(Struct, frozen=True):
     """
 
     version: str
-    service: bytes
+    service: str
     inbound: Side
     outbound: Side
     tracer: Tracer

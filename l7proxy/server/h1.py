@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, cast
 
 from l7proxy.core.drive import Drive
-from l7proxy.core.errors import CODES, ProxyError
+from l7proxy.core.errors import CODES, ProxyError, proxy_status
 from l7proxy.core.exchange import CONNECT, Refusal
 from l7proxy.core.message import Body
 from l7proxy.core.peer import ANONYMOUS, Peer
@@ -253,13 +253,12 @@ class H1Protocol(asyncio.Protocol):
         body = b'{"error":"%b","message":"%b"}\n' % (code.encode(), entry.text.encode())
         self.write(
             b"%bcontent-type: application/json\r\ncontent-length: %d\r\nx-l7proxy-error: %b\r\n"
-            b"proxy-status: %b; error=%b\r\nconnection: close\r\n\r\n%b"
+            b"proxy-status: %b\r\nconnection: close\r\n\r\n%b"
             % (
                 STATUS_LINES[entry.status],
                 len(body),
                 code.encode(),
-                self.listener.service,
-                entry.proxy_status.encode(),
+                proxy_status(self.listener.service, entry),
                 b"" if method == b"HEAD" else body,
             )
         )

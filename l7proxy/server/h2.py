@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from l7proxy.core import grpc
-from l7proxy.core.errors import CODES
+from l7proxy.core.errors import CODES, proxy_status
 from l7proxy.core.exchange import Refusal
 from l7proxy.core.peer import ANONYMOUS, Peer
 from l7proxy.core.stream import HIGH_WATER, held
@@ -235,7 +235,7 @@ class H2Protocol(asyncio.Protocol):
         entry = CODES[code]
         why = [
             (b"x-l7proxy-error", code.encode()),
-            (b"proxy-status", b"%b; error=%b" % (self.listener.service, entry.proxy_status.encode())),
+            (b"proxy-status", proxy_status(self.listener.service, entry)),
         ]
         session = self.session
         if head is not None and head.method == b"POST" and grpc.is_call(head.headers):

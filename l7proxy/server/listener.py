@@ -69,7 +69,7 @@ class Listener:
         h2_limits: H2Limits | None = None,
     ) -> None:
         self.name = name
-        self.service = service.encode("ascii", "replace")
+        self.service = service
         self.serve = serve
         self.stats = stats
         self.limits = limits or Limits()

@@ -38,6 +38,26 @@ def test_no_route(sidecar: StartSidecar) -> None:
     check(proxy, proxy.get(), 404, "no_route", "destination_not_found", "NR", l7proxy_direction="inbound")
 
 
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("orders-v1", "orders-v1"),
+        ("Orders v1", '"Orders v1"'),
+        ("1st", '"1st"'),
+        ('a"b\\c', '"a\\"b\\\\c"'),
+        ("größe\r\nx: y", '"gr??e??x: y"'),
+    ],
+)
+def test_proxy_status_is_a_structured_field_whatever_the_service_is_called(
+    name: str, written: str, sidecar: StartSidecar
+) -> None:
+    proxy = sidecar(route("only", hosts=["only"], directResponse={"status": 200}), service={"name": name})
+    assert proxy.get()["proxy-status"] == f"{written}; error=destination_not_found"
+    with proxy.client() as client:
+        client.send(b"GET / HTTP/1.1\r\n\r\n")
+        assert client.read()["proxy-status"] == f"{written}; error=http_request_error"
+
+
 def test_upstream_connect(sidecar: StartSidecar) -> None:
     proxy = sidecar(app=free_address())
     check(proxy, proxy.get(), 503, "upstream_connect", "connection_refused", "UF")
