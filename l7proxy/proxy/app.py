@@ -236,7 +236,7 @@ def _answer(live: Live, snapshot: Snapshot, request: Request, error: ProxyError)
 async def _pump(request: Request, response: Response, body: Stream, exchange: Exchange) -> None:
     """Passes a body on as it comes; the client's slowness reaches the upstream through `exchange` and `body`."""
     headers = response.headers
-    trailers = response.status != 101 and find(headers, b"content-length") is None
+    trailers = response.status != 101
     # What is there leaves with the head; the head does not wait for a body that may take its time.
     data = body.take()
     request.bytes_out += len(data)

@@ -111,6 +111,9 @@ class H2Connection(Expiring):
                 headers = [pair for pair in headers if pair[0] not in _NOT_IN_H2]
                 break
         fields = [(b":method", method), (b":scheme", scheme), (b":authority", host), (b":path", target)]
+        if not host:
+            # RFC 9113 8.3.1: what HTTP/1.0 did not say must not be said to be empty.
+            del fields[2]
         if upgrade is not None:
             if not self.session.peer_extended_connect:
                 raise ProxyError("upstream_protocol", "the upstream takes no extended CONNECT")

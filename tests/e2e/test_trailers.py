@@ -3,9 +3,9 @@
 import pytest
 
 from tests.conftest import StartServer, StartSidecar
-from tests.h2.raw import RawClient
+from tests.h2.raw import RawClient, RawServer
 from tests.support.server import Connection
-from tests.support.sidecar import Sidecar
+from tests.support.sidecar import Sidecar, route, upstream
 from tests.wire.h2_peer import POST as H2_POST
 from tests.wire.h2_peer import Fields, data, headers
 
@@ -93,6 +93,26 @@ def test_trailers_follow_an_empty_body_too(sidecar: StartSidecar, serve: StartSe
         stream = http2.request()
         http2.answer(stream)
         assert http2.reader.heads[stream][-1] == {"x-sum": "0"}
+
+
+def test_trailers_follow_a_body_of_known_length_in_http_2(sidecar: StartSidecar, serve: StartServer) -> None:
+    def script(connection: Connection) -> None:
+        server = RawServer(connection)
+        while True:
+            stream = server.request()
+            server.send(headers(stream, [(b":status", b"200"), (b"content-length", b"2")], end=False))
+            server.send(data(stream, b"ok") + headers(stream, [(b"x-sum", b"2")]))
+
+    proxy = sidecar(upstream("u", serve(script).address, protocol="http2"), route("u", upstream="u"))
+    with RawClient(proxy.inbound) as http2:
+        stream = http2.request()
+        http2.answer(stream)
+        assert http2.reader.bodies[stream] == b"ok"
+        assert http2.reader.heads[stream][-1] == {"x-sum": "2"}
+    with proxy.client() as client:
+        answer = client.get()
+        assert (answer.body, answer["content-length"], answer.trailers) == (b"ok", "2", [])
+        assert client.get().status == 200
 
 
 def test_trailers_of_an_answer_never_speak_of_its_connection(sidecar: StartSidecar, serve: StartServer) -> None:

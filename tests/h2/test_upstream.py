@@ -401,6 +401,22 @@ def test_interim_answers_are_not_passed_on_and_do_no_harm(front: Start) -> None:
         assert len(client.reader.heads[stream]) == 1
 
 
+def test_a_host_that_http_1_0_did_not_name_is_not_said_to_be_empty(front: Start) -> None:
+    seen: list[dict[str, str]] = []
+
+    def script(connection: Connection) -> None:
+        server = RawServer(connection)
+        stream = server.request()
+        seen.extend(server.reader.heads[stream])
+        server.answer(stream)
+        server.rest()
+
+    with front(script).client() as client:
+        client.send(b"GET / HTTP/1.0\r\n\r\n")
+        assert client.read().status == 200
+    assert ":authority" not in seen[0]
+
+
 def test_nothing_of_the_connection_is_sent_on(front: Start) -> None:
     seen: list[dict[str, str]] = []
 
