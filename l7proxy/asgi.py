@@ -24,6 +24,7 @@ from l7proxy.proxy.app import make_app
 from l7proxy.proxy.control import Control
 from l7proxy.telemetry.facade import Telemetry
 from l7proxy.telemetry.log import Log
+from l7proxy.wire.framing import without_named
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -99,9 +100,8 @@ class ForeignExchange:
         self.path: bytes = scope.get("raw_path") or quote(scope["path"]).encode("ascii")
         self.query: bytes = scope["query_string"]
         self.version: str = scope["http_version"]
-        self.headers = [
-            (name, value) for name, value in fields if name != b"host" and name not in HOP_BY_HOP and name not in named
-        ]
+        own = [(name, value) for name, value in fields if name != b"host" and name not in HOP_BY_HOP]
+        self.headers = without_named(own, named)
         self.body = body
         self.extensions: dict[str, Any] = scope.get("extensions") or {}
         self.peer = _peer(self.extensions.get("tls"))

@@ -5,6 +5,7 @@ carries a reason, which is the label of a counter.
 """
 
 import re
+from collections.abc import Iterable
 
 from msgspec import Struct
 
@@ -40,6 +41,8 @@ _SPECIAL = frozenset(
         b"upgrade",
     )
 )
+# What Connection says that names no field, or one that is dealt with anyway.
+_OPTIONS = frozenset((b"close", b"keep-alive", b"upgrade", b"te"))
 # What a peer may not strip by naming it in Connection: the app relies on it.
 _KEPT = re.compile(
     rb"(?:host|content-length|transfer-encoding|authorization|cookie|set-cookie|forwarded|date|via|traceparent|tracestate"
@@ -187,9 +190,14 @@ def _shape(head: Head, special: Headers) -> None:
         head.headers.append((b"content-length", length))
     if named:
         head.connection = named
-        for token in named:
-            if token not in (b"close", b"keep-alive", b"upgrade", b"te") and not _KEPT.fullmatch(token):
-                head.headers[:] = [pair for pair in head.headers if pair[0] != token]
+        if not _OPTIONS.issuperset(named):
+            head.headers = without_named(head.headers, named)
+
+
+def without_named(headers: Headers, named: Iterable[bytes]) -> Headers:
+    """Returns the fields less those that Connection names, but for what the app relies on (RFC 9110 7.6.1)."""
+    gone = {token for token in set(named) - _OPTIONS if not _KEPT.fullmatch(token)}
+    return [pair for pair in headers if pair[0] not in gone] if gone else headers
 
 
 def offered(upgrade: bytes) -> bytes | None:
@@ -227,6 +235,12 @@ def may_trail(name: bytes, request: bool) -> bool:
     What shapes, routes or authorises a message may not, nor, in a request, what says who its client is.
     """
     return name not in _FORBIDDEN_TRAILERS and not (request and vouches(name))
+
+
+def has_port(authority: bytes) -> bool:
+    """Tells whether a valid authority names a port, as that of CONNECT must (RFC 9110 9.3.6)."""
+    match = _HOST.fullmatch(authority)
+    return match is not None and int(match[1] or 0) > 0
 
 
 def trailers_of(block: bytes, limits: Limits, request: bool) -> Headers:

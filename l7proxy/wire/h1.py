@@ -22,12 +22,15 @@ from l7proxy.wire.framing import (
     check_host,
     fault_in,
     fault_in_fields,
+    has_port,
     interpret,
     offered,
     trailers_of,
 )
 
-_REQUEST_LINE = re.compile(rb"(" + TOKEN + rb"{1,32}) ([!-\[\]-~]+) HTTP/1\.([01])\r\n")
+# Neither a backslash nor a fragment: the latter is the client's own business (RFC 9112 3.2), and some apps cut there.
+_TARGET = rb"([!\"$-\[\]-~]+)"
+_REQUEST_LINE = re.compile(rb"(" + TOKEN + rb"{1,32}) " + _TARGET + rb" HTTP/1\.([01])\r\n")
 _RESPONSE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [^\x00-\x08\x0a-\x1f\x7f]*)?\r\n" + FIELDS)
 _SECTION = re.compile(FIELDS)
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,16})(;[^\x00-\x08\x0a-\x1f\x7f]*)?\r\n")
@@ -345,7 +348,7 @@ def _check_request_line(parts: list[bytes], limits: Limits) -> None:
     if len(parts) != 3:
         raise Malformed("request_line")
     _, target, version = parts
-    if not re.fullmatch(rb"[!-\[\]-~]+", target):
+    if not re.fullmatch(_TARGET, target):
         raise Malformed("target")
     if version not in (b"HTTP/1.1", b"HTTP/1.0"):
         raise Malformed("version", "http_version" if _VERSION.fullmatch(version) else "bad_request")
@@ -456,6 +459,8 @@ def _other_form(method: bytes, target: bytes, host: bytes | None, minor: int) ->
         raise Malformed("no_host")
     if method == b"CONNECT":
         check_host(target)
+        if not has_port(target):
+            raise Malformed("connect")
         if host is not None and host != target:
             raise Malformed("authority_differs_from_host")
         return target, target
@@ -465,7 +470,8 @@ def _other_form(method: bytes, target: bytes, host: bytes | None, minor: int) ->
     match = _SCHEME.fullmatch(target)
     if match is None:
         raise Malformed("target")
-    authority, rest = match[2], match[3] or b"/"
+    # RFC 9112 3.2.4: a URI without a path asks for OPTIONS of the server as a whole.
+    authority, rest = match[2], match[3] or (b"*" if method == b"OPTIONS" else b"/")
     check_host(authority)
     # RFC 9112 3.2.2 would ignore Host; one that differs is nobody's honest request.
     if host is not None and host.lower() != authority.lower():

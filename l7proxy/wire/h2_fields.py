@@ -9,7 +9,7 @@ import re
 from msgspec import Struct
 
 from l7proxy.core.headers import Headers
-from l7proxy.wire.framing import may_trail
+from l7proxy.wire.framing import has_port, may_trail
 from l7proxy.wire.h2_hpack import Field
 
 _METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}")
@@ -105,6 +105,8 @@ def request_of(fields: list[Field], extended_connect: bool) -> RequestFields:
     match = _AUTHORITY.fullmatch(authority)
     if match is None or (match[1] and int(match[1]) > 65535):
         raise Malformed("authority")
+    if method == b"CONNECT" and protocol is None and not has_port(authority):
+        raise Malformed("connect")
     head.method = method
     head.scheme = scheme
     head.authority = authority

@@ -298,6 +298,10 @@ def _hosts() -> list[Case]:
         _head("absolute form, no slashes", b"Host: test", start=b"GET http:test HTTP/1.1"),
         _head("connect with a path", b"Host: test", start=b"CONNECT /x HTTP/1.1", statuses=(400, 405)),
         _head("connect, another host", b"Host: other:443", start=b"CONNECT test:443 HTTP/1.1"),
+        _head("connect, no port", b"Host: test", start=b"CONNECT test HTTP/1.1"),
+        _head("connect, empty port", b"Host: test:", start=b"CONNECT test: HTTP/1.1"),
+        _head("connect, port 0", b"Host: test:0", start=b"CONNECT test:0 HTTP/1.1"),
+        _head("connect, no port of an IPv6 address", b"Host: [::1]", start=b"CONNECT [::1] HTTP/1.1"),
         _head("asterisk of a GET", b"Host: test", start=b"GET * HTTP/1.1"),
         _head("no slash", b"Host: test", start=b"GET test HTTP/1.1"),
     ]
@@ -345,7 +349,8 @@ def _first_lines() -> list[Case]:
             b"GET /\xc3\xa9 HTTP/1.1",
             b"M" * 33 + b" / HTTP/1.1",
         ),
-        *(b"GET /a\x0bb HTTP/1.1", b"GET /a\rb HTTP/1.1"),
+        *(b"GET /a\x0bb HTTP/1.1", b"GET /a\rb HTTP/1.1", b"GET /a#b HTTP/1.1", b"GET /a?b#c HTTP/1.1"),
+        *(b"GET http://test/#a HTTP/1.1", b"GET http://test?a#b HTTP/1.1"),
     )
     versions = (b"HTTP/1.2", b"HTTP/2.0", b"HTTP/0.9", b"HTTP/3.0", b"HTTP/9.9")
     return [

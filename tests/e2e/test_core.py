@@ -165,6 +165,20 @@ def test_a_slow_reader_stops_a_fast_app(server: str, sidecar: StartSidecar, serv
     assert sent < 64 << 20
 
 
+def test_connection_cannot_strip_what_the_app_relies_on(server: str, sidecar: StartSidecar, serve: StartServer) -> None:
+    app = serve()
+    proxy = sidecar(app=app.address, server=server)
+    with proxy.client() as client:
+        client.send(
+            b"POST / HTTP/1.1\r\nhost: test\r\nconnection: authorization, content-type, x-hop\r\ncontent-type: a/b\r\n"
+            b"authorization: me\r\nx-hop: 1\r\ncontent-length: 2\r\n\r\nok"
+        )
+        assert client.read().status == 200
+    (request,) = app.requests
+    assert (request["authorization"], request["content-type"], request.body) == ("me", "a/b", b"ok")
+    assert "x-hop" not in request
+
+
 def test_a_smuggler_gets_nothing(server: str, sidecar: StartSidecar, serve: StartServer) -> None:
     """Other servers parse for themselves; what they let pass is still one request for the app."""
     app = serve()

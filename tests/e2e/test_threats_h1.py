@@ -196,6 +196,29 @@ def test_other_fields_that_connection_names_are_removed(proxy: Proxy) -> None:
     assert request["x-end"] == "2"
 
 
+def test_a_long_connection_field_costs_little(proxy: Proxy) -> None:
+    named = b"Connection: " + b"a," * 8000 + b"\r\n"
+    cpu = proxy.sidecar.process.cpu
+    for _ in range(10):
+        with proxy.sidecar.client() as client:
+            head = b"GET / HTTP/1.1\r\n" + HOST + named * 3 + b"A: 1\r\n" * 95 + b"\r\n"
+            assert client.request(head).status == 200
+    # Ten times 60 KiB: a pass over all fields for each token would take more than a second.
+    assert proxy.sidecar.process.cpu - cpu < 0.5
+    assert all("a" not in request for request in proxy.reached())
+
+
+@pytest.mark.parametrize(
+    ("target", "forwarded"),
+    [("*", "*"), ("http://test", "*"), ("http://test/", "/"), ("http://test?a", "/?a"), ("/a", "/a")],
+)
+def test_options_of_the_server_stays_what_it_is(target: str, forwarded: str, proxy: Proxy) -> None:
+    with proxy.sidecar.client() as client:
+        assert client.request(f"OPTIONS {target} HTTP/1.1\r\nhost: test\r\n\r\n".encode()).status == 200
+    (request,) = proxy.reached()
+    assert request.target == forwarded
+
+
 def test_te_trailers_is_kept(proxy: Proxy) -> None:
     with proxy.sidecar.client() as client:
         assert client.request(b"GET / HTTP/1.1\r\n" + HOST + b"Connection: TE\r\nTE: trailers\r\n\r\n").status == 200

@@ -248,6 +248,8 @@ MALFORMED: list[tuple[str, Fields]] = [
     ("content_length", [*GET, (b"content-length", b"0"), (b"content-length", b"0")]),
     ("content_length", [*GET, (b"content-length", b"9" * 30)]),
     ("connect", changed(b":method", b"CONNECT")),
+    ("connect", [(b":method", b"CONNECT"), (b":authority", b"a.test")]),
+    ("connect", [(b":method", b"CONNECT"), (b":authority", b"a.test:0")]),
     ("connect_protocol", [*GET, (b":protocol", b"websocket")]),
 ]
 
