@@ -37,7 +37,8 @@ def scrape(address: Address, path: str = "/metrics") -> Samples:
 
 
 def _parse(text: str) -> Iterator[tuple[str, dict[str, str], float]]:
-    for line in text.splitlines():
+    # The format knows one line end: a carriage return may stand in a label.
+    for line in text.split("\n"):
         if line and not line.startswith("#"):
             match = _SAMPLE.fullmatch(line)
             assert match, f"not a sample: {line!r}"
