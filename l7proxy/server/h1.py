@@ -9,6 +9,7 @@ from l7proxy.core.drive import Drive
 from l7proxy.core.errors import CODES, ProxyError, proxy_status
 from l7proxy.core.exchange import CONNECT, Refusal
 from l7proxy.core.message import Body
+from l7proxy.core.outbox import Corked
 from l7proxy.core.peer import ANONYMOUS, Peer
 from l7proxy.core.stream import HIGH_WATER, Stream, held
 from l7proxy.server.h1_exchange import H1Exchange
@@ -51,6 +52,7 @@ class H1Protocol(asyncio.Protocol):
         self.server: tuple[str, int] | None = None
         self.destination: tuple[str, int] | None = None
         self.transport: asyncio.Transport | None = None
+        self._out: Corked
         self.exchange: H1Exchange | None = None
         self.keep_alive = True
         self.body_ended = True
@@ -80,6 +82,7 @@ class H1Protocol(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         self.transport.set_write_buffer_limits(HIGH_WATER)
+        self._out = Corked(self.transport, self.listener.outbox)
         self.client = _address(transport.get_extra_info("peername"))
         self.server = _address(transport.get_extra_info("sockname"))
         listener = self.listener
@@ -209,11 +212,13 @@ class H1Protocol(asyncio.Protocol):
 
     def abort(self) -> None:
         if self.transport is not None:
+            self._out.flush()
             self.transport.abort()
 
     def reset(self) -> None:
         """Ends so that a body which ends with the connection cannot be taken for a whole one."""
         if self.transport is not None:
+            self._out.flush()
             reset(self.transport)
 
     def close(self) -> None:
@@ -231,8 +236,9 @@ class H1Protocol(asyncio.Protocol):
                 task.cancel()
         self.exchange = None
         if self.body_ended and not self._reader.buffered:
-            transport.close()
+            self._out.close()
             return
+        self._out.flush()
         self._resume_reading()
         part(transport, listener.loop, listener.timeouts.linger, hear=True)
 
@@ -243,7 +249,7 @@ class H1Protocol(asyncio.Protocol):
         listener = self.listener
         self._touched = listener.now
         listener.sent.value += len(data)
-        cast(asyncio.Transport, self.transport).write(data)
+        self._out.write(data)
 
     def answer(self, code: str, method: bytes = b"") -> None:
         """Makes the server's own answer to a request with `method`, or to one that never became one, and closes."""

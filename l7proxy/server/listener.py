@@ -8,6 +8,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from l7proxy.core.exchange import Exchange, Refusal
+from l7proxy.core.outbox import Outbox
 from l7proxy.core.stats import Stats
 from l7proxy.wire.framing import Limits
 from l7proxy.wire.h2_limits import H2Limits
@@ -77,6 +78,7 @@ class Listener:
         self.timeouts = timeouts or Timeouts()
         self.max_connections = max_connections
         self.loop = asyncio.get_running_loop()
+        self.outbox = Outbox(self.loop)
         self.connections: set[Connection] = set()
         self.draining = False
         self.patience = self.timeouts.goaway

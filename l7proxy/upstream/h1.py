@@ -12,6 +12,7 @@ from l7proxy.core.drive import Waiter
 from l7proxy.core.errors import ProxyError
 from l7proxy.core.headers import Headers, tokens, without
 from l7proxy.core.message import Body, Request
+from l7proxy.core.outbox import Corked, Outbox
 from l7proxy.core.stream import HIGH_WATER, Stream
 from l7proxy.identity.transport import TlsTransport
 from l7proxy.upstream.dial import Expiring, head_deadline
@@ -41,8 +42,11 @@ class H1Connection(Expiring):
         done: Callable[["H1Connection", bool], None],
         deadlines: Deadlines,
         known: dict[bytes, ResponseHead],
+        outbox: Outbox,
     ) -> None:
         self.transport: asyncio.Transport | None = None
+        self._outbox = outbox
+        self._out: Corked
         self.idle_since = 0.0
         self.idle_timeout: float | None = None
         self.uses = 0
@@ -148,13 +152,14 @@ class H1Connection(Expiring):
     def close(self) -> None:
         """Ends the connection after what was written."""
         if self.transport is not None:
-            self.transport.close()
+            self._out.close()
 
     # What asyncio calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         self.transport.set_write_buffer_limits(HIGH_WATER)
+        self._out = Corked(self.transport, self._outbox)
 
     def data_received(self, data: bytes) -> None:
         self.received += len(data)
@@ -222,7 +227,7 @@ class H1Connection(Expiring):
     def _write(self, data: bytes) -> None:
         self.sent += len(data)
         if self.transport is not None:
-            self.transport.write(data)
+            self._out.write(data)
 
     def _receive_head(self) -> None:
         reader = self._reader
@@ -303,7 +308,7 @@ class H1Connection(Expiring):
 
     def _unsent(self) -> bool:
         """Whether some of the request has not left this process yet."""
-        return self._sending or (self.transport is not None and self.transport.get_write_buffer_size() > 0)
+        return self._sending or (self.transport is not None and self._out.unsent > 0)
 
     def _hear_last_words(self, witness: socket.socket) -> None:
         """Reads an answer that came before the connection broke.
@@ -347,7 +352,7 @@ class H1Connection(Expiring):
             self._sending = False
             self._arm()
             if self._tunnel and self.transport is not None and self.transport.can_write_eof():
-                self.transport.write_eof()
+                self._out.write_eof()
         except asyncio.CancelledError:
             # A body of which nothing was read may still go out on another connection.
             if stream.taken:

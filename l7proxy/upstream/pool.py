@@ -11,6 +11,7 @@ import httpx
 from l7proxy.core.deadlines import Deadlines
 from l7proxy.core.errors import ProxyError
 from l7proxy.core.message import Request
+from l7proxy.core.outbox import Outbox
 from l7proxy.upstream.dial import (
     IDEMPOTENT,
     TICK,
@@ -47,6 +48,7 @@ class H1Transport(httpx.AsyncBaseTransport):
         self._loop = asyncio.get_running_loop()
         self._deadlines = Deadlines(self._loop, TICK)
         self._known: dict[bytes, ResponseHead] = {}
+        self._outbox = Outbox(self._loop)
         self._idle: list[H1Connection] = []
         self._open: set[H1Connection] = set()
         self._waiting: deque[asyncio.Future[H1Connection | None]] = deque()
@@ -131,7 +133,7 @@ class H1Transport(httpx.AsyncBaseTransport):
             self._dial,
             self._load,
             self._metrics,
-            lambda: H1Connection(self._limits, self._done, self._deadlines, self._known),
+            lambda: H1Connection(self._limits, self._done, self._deadlines, self._known, self._outbox),
             timeout,
         )
         self._open.add(connection)
