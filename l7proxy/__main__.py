@@ -11,6 +11,7 @@ VERBS = {
     "run": "run the sidecar",
     "check": "check a configuration and name every mistake",
     "explain": "say what becomes of a request, and why",
+    "why": "say what happened to a finished request, and why",
     "top": "watch the requests of a running sidecar by route and upstream",
     "test": "hold a configuration to the cases of test files",
     "schema": "print the JSON Schema of the configuration",

@@ -12,11 +12,13 @@ from l7proxy.admin.declare import App, Endpoint, Refused, application, get, post
 from l7proxy.admin.exposition import CONTENT, JSON_CONTENT, as_object, exposition, reference
 from l7proxy.admin.guard import guarded
 from l7proxy.admin.openapi import document
-from l7proxy.admin.queries import ExplainQuery, LevelQuery, StatsQuery
+from l7proxy.admin.queries import ExplainQuery, LevelQuery, LineQuery, StatsQuery, WhyQuery
 from l7proxy.core.stats import Stats
 from l7proxy.identity.report import ShownIdentity
 from l7proxy.proxy.decision import Question
 from l7proxy.proxy.explanation import Explanation
+from l7proxy.proxy.why import Why, account
+from l7proxy.telemetry.access import Record, read
 from l7proxy.telemetry.log import Level
 
 T = TypeVar("T")
@@ -64,8 +66,17 @@ class AdminView(Protocol):
     def certs(self) -> Now[list[ShownIdentity]]:
         """Returns the certificates in use, with identity and expiry."""
 
-    def explain(self, question: Question) -> Awaitable[Explanation]:
-        """Returns what the live configuration does with a request; raises ValueError for what no client can send."""
+    def explain(self, question: Question, version: str = "") -> Awaitable[Explanation]:
+        """Returns what a configuration, by default the live one, does with a request.
+
+        Raises ValueError for what no client can send, and for a version that is no longer kept.
+        """
+
+    def why(self, name: str) -> Awaitable[list[Why]]:
+        """Returns why the remembered requests with a request id or trace id went as they went, the last one last."""
+
+    def failures(self) -> Now[list[Record]]:
+        """Returns the last requests that failed, the last one first."""
 
     def drain(self) -> Now[None]:
         """Begins to drain, as SIGTERM does, but goes on serving until the process is told to end."""
@@ -108,9 +119,24 @@ def admin_app(view: AdminView) -> App:
     async def explain(_: Request, query: ExplainQuery) -> Explanation:
         """What becomes of a request and why."""
         try:
-            return await view.explain(query.question())
+            return await view.explain(query.question(), query.version)
         except ValueError as error:
             raise Refused(400, str(error)) from None
+
+    async def why(_: Request, query: WhyQuery) -> list[Why]:
+        """Finished requests that are remembered, by request id or trace id, and why each went as it went."""
+        return await view.why(query.id)
+
+    async def line(_: Request, query: LineQuery) -> Why:
+        """Why the request of an access log line went as it went, by the configuration that it names."""
+        try:
+            return await account(read(query.line.encode()), view.explain)
+        except ValueError as error:
+            raise Refused(400, str(error)) from None
+
+    async def failures(_: Request) -> list[Record]:
+        """The last requests that were refused or failed, as in the access log, the last one first."""
+        return await _now(view.failures())
 
     async def drain(_: Request) -> answers.Draining:
         """Fails `/ready` and asks clients to reconnect elsewhere; goes on serving until SIGTERM."""
@@ -150,6 +176,9 @@ def admin_app(view: AdminView) -> App:
         get("/certs", certs, refusals=NOBODY),
         get("/stats", stats, content=JSON_CONTENT),
         get("/explain", explain, refusals=NOBODY),
+        get("/why", why),
+        get("/why/line", line, refusals=NOBODY),
+        get("/failures", failures),
         post("/drain", drain),
         post("/quit", quit),
         get("/loglevel", level),

@@ -8,6 +8,14 @@ from l7proxy.admin.declare import Query
 from l7proxy.proxy.decision import Question, field
 from l7proxy.telemetry.log import Level
 
+LINE = (
+    '{"time":"2026-11-24T02:00:01.123Z","event":"request","direction":"inbound","method":"GET","scheme":"http",'
+    '"authority":"orders.example.com","path":"/v1/orders/7","protocol":"1.1","route":"orders","status":403,'
+    '"grpc_status":null,"flags":"UAEX","code":"denied","detail":"","bytes_in":0,"bytes_out":43,"duration_ms":0.3,'
+    '"queue_ms":null,"connect_ms":null,"first_byte_ms":null,"upstream":"","endpoint":"","attempts":0,"peer":"",'
+    '"source":"10.0.0.17","request_id":"b7ad6b7169203331","trace_id":"","config_version":"4bb5ff3c2e01"}'
+)
+
 
 class StatsQuery(Query, frozen=True):
     """Which metrics are told."""
@@ -24,6 +32,20 @@ class LevelQuery(Query, frozen=True):
     level: Annotated[Level, Meta(description="The least level of events to be logged.")]
 
 
+class WhyQuery(Query, frozen=True):
+    """The request to look for."""
+
+    id: Annotated[
+        str, Meta(min_length=1, description="Its request id, or the id of its trace.", examples=["b7ad6b7169203331"])
+    ]
+
+
+class LineQuery(Query, frozen=True):
+    """The request to account for."""
+
+    line: Annotated[str, Meta(description="Its line of the JSON access log.", examples=[LINE])]
+
+
 class ExplainQuery(Query, frozen=True):
     """The request to explain."""
 
@@ -37,6 +59,9 @@ class ExplainQuery(Query, frozen=True):
     header: Annotated[
         tuple[str, ...], Meta(description="A header field; repeatable.", examples=[["x-tenant: blue"]])
     ] = ()
+    version: Annotated[
+        str, Meta(description="The configuration to ask, of those that are kept; by default the live one.")
+    ] = ""
 
     def question(self) -> Question:
         """Returns what is asked; raises ValueError for what is no header field."""

@@ -93,35 +93,40 @@ def render(explanation: Explanation) -> list[str]:
     """Returns the lines that tell a decision to a reader."""
     caller = explanation.identity or "a caller without a certificate"
     request = f"{explanation.method} {explanation.scheme}://{explanation.authority}{explanation.path}"
-    lines = [_line("request", f"{request} ({explanation.direction})")]
-    lines.append(_line("from", f"{caller} at {explanation.source}"))
-    lines += [_line("note", note) for note in explanation.notes]
+    lines = [line("request", f"{request} ({explanation.direction})")]
+    lines.append(line("from", f"{caller} at {explanation.source}"))
+    lines += reasons(explanation)
+    answer = explanation.answer
+    if answer is not None:
+        lines.append(line("answer", _answer(explanation)))
+        lines += _shown(answer.headers)
+    return lines
+
+
+def reasons(explanation: Explanation) -> list[str]:
+    """Returns the lines between the request and its answer."""
+    lines = [line("note", note) for note in explanation.notes]
     if explanation.refused:
-        return [*lines, _line("refused", explanation.refused)]
+        return [*lines, line("refused", explanation.refused)]
     if explanation.host:
-        lines.append(_line("host", explanation.host))
+        lines.append(line("host", explanation.host))
     lines += [
-        _line("lost", f"{other.route} ({other.pattern}), {other.where}: {other.why}")
+        line("lost", f"{other.route} ({other.pattern}), {other.where}: {other.why}")
         for other in explanation.passed_over
     ]
     route = explanation.route
     if route is None:
-        lines.append(_line("route", "none"))
+        lines.append(line("route", "none"))
     elif route.name:
-        lines.append(_line("route", f"{route.name} ({route.pattern}), {route.where}"))
+        lines.append(line("route", f"{route.name} ({route.pattern}), {route.where}"))
     else:
-        lines.append(_line("route", "none is written: the default one"))
+        lines.append(line("route", "none is written: the default one"))
     width = max((len(verdict.policy) for verdict in explanation.policies), default=0)
     for verdict in explanation.policies:
         text = f"{verdict.policy:{width}}  {verdict.outcome}"
         text += f": {verdict.rule}" if verdict.rule else ""
-        lines.append(_line("policy", f"{text}, {verdict.where}" if verdict.where else text))
-    lines += _upstream(explanation)
-    answer = explanation.answer
-    if answer is not None:
-        lines.append(_line("answer", _answer(explanation)))
-        lines += [_line("", f"{name}: {value}") for name, value in answer.headers]
-    return lines
+        lines.append(line("policy", f"{text}, {verdict.where}" if verdict.where else text))
+    return lines + _upstream(explanation)
 
 
 def _upstream(explanation: Explanation) -> list[str]:
@@ -130,17 +135,21 @@ def _upstream(explanation: Explanation) -> list[str]:
         return []
     lines = []
     if bounds := _timeouts(explanation.timeouts):
-        lines.append(_line("timeouts", bounds))
+        lines.append(line("timeouts", bounds))
     if explanation.retries is not None:
-        lines.append(_line("retries", f"{explanation.retries.attempts} on {', '.join(explanation.retries.on)}"))
+        lines.append(line("retries", f"{explanation.retries.attempts} on {', '.join(explanation.retries.on)}"))
     addresses = [f"{end.address} (ejected)" if end.ejected else end.address for end in towards.endpoints]
     manner = f" by {towards.balance}" if len(addresses) > 1 else ""
     name = towards.name
     if towards.split:
         name += f" (shares: {', '.join(f'{upstream} {weight}' for upstream, weight in towards.split.items())})"
-    lines.append(_line("upstream", f"{name}: {', '.join(addresses) or 'no endpoint'}{manner} ({towards.protocol})"))
-    lines.append(_line("asked", f"{explanation.method} {towards.target}, host {towards.authority}"))
-    return lines + [_line("", f"{name}: {value}") for name, value in towards.headers if name not in _MADE]
+    lines.append(line("upstream", f"{name}: {', '.join(addresses) or 'no endpoint'}{manner} ({towards.protocol})"))
+    lines.append(line("asked", f"{explanation.method} {towards.target}, host {towards.authority}"))
+    return lines + _shown(towards.headers)
+
+
+def _shown(headers: tuple[tuple[str, str], ...]) -> list[str]:
+    return [line("", f"{name}: {value}") for name, value in headers if name not in _MADE]
 
 
 def _answer(explanation: Explanation) -> str:
@@ -159,7 +168,8 @@ def _timeouts(timeouts: Timeouts) -> str:
     return ", ".join(f"{name} {show_duration(seconds)}" for name, seconds in bounds if seconds is not None)
 
 
-def _line(label: str, text: str) -> str:
+def line(label: str, text: str) -> str:
+    """Returns one line of what is told."""
     return f"{label:10}{text}"
 
 

@@ -18,7 +18,7 @@ from l7proxy.core.message import Body, Request, Response
 from l7proxy.core.stream import Stream, held
 from l7proxy.proxy.snapshot import Live, Route, Side, Snapshot, Target
 from l7proxy.proxy.trace import Decision, tell
-from l7proxy.telemetry.access import Mark
+from l7proxy.telemetry.access import Mark, take_down
 from l7proxy.wire.framing import Malformed
 from l7proxy.wire.path import ambiguous, normalise, reading, unescape_slashes
 
@@ -100,7 +100,7 @@ def make_app(live: Live, inbound: bool) -> Callable[[Exchange], Awaitable[None]]
                 await exchange.respond(status, response.headers, body, trailers)
             else:
                 if request.upgrade is not None and snapshot.log is not None and _tunnels(request, status):
-                    snapshot.log.write(request, status, _clock() - started, snapshot.version, "tunnel_open")
+                    snapshot.log.write(take_down(request, status, _clock() - started, snapshot.version, "tunnel_open"))
                 await _pump(request, response, cast(Stream, body), exchange)
         except asyncio.CancelledError as error:
             failure = error
@@ -128,7 +128,7 @@ def make_app(live: Live, inbound: bool) -> Callable[[Exchange], Awaitable[None]]
                 live.outbound -= 1
             if response is not None and response.on_end is not None:
                 response.on_end(failure)
-            _finish(snapshot, side, request, status, failure)
+            _finish(live, snapshot, side, request, status, failure)
             # Its traceback leads to this frame: a cycle would outlive the request until the collector comes.
             failure = None
 
@@ -222,6 +222,7 @@ def _answer(live: Live, snapshot: Snapshot, request: Request, error: ProxyError)
     headers: Headers = [
         (b"x-l7proxy-error", code.name.encode()),
         (b"proxy-status", proxy_status(snapshot.service, code)),
+        (b"x-request-id", request.request_id),
         *error.headers,
     ]
     if isinstance(error, Malformed) and code.name != "upstream_protocol":
@@ -262,8 +263,10 @@ async def _pump(request: Request, response: Response, body: Stream, exchange: Ex
     await exchange.end(fields)
 
 
-def _finish(snapshot: Snapshot, side: Side, request: Request, status: int, failure: BaseException | None) -> None:
-    """Counts, logs and ends the span of a request that is over."""
+def _finish(
+    live: Live, snapshot: Snapshot, side: Side, request: Request, status: int, failure: BaseException | None
+) -> None:
+    """Counts, logs, remembers and ends the span of a request that is over."""
     body: Body = request.body
     request.bytes_in = len(body) if type(body) is bytes else cast(Stream, body).total
     seconds = _clock() - request.t_start
@@ -274,10 +277,11 @@ def _finish(snapshot: Snapshot, side: Side, request: Request, status: int, failu
         # Before the metrics, whose exemplars lead to spans that were made only now.
         request.span.end(request, status, failure)
     (side.unmatched if route is None else route.metrics).finish(request, status, seconds)
-    log = snapshot.log
-    if log is not None:
-        event: Mark = "tunnel_end" if request.upgrade is not None and _tunnels(request, status) else "request"
-        log.write(request, status, seconds, snapshot.version, event)
+    event: Mark = "tunnel_end" if request.upgrade is not None and _tunnels(request, status) else "request"
+    entry = take_down(request, status, seconds, snapshot.version, event)
+    if snapshot.log is not None:
+        snapshot.log.write(entry)
+    live.history.add(request, status, entry)
 
 
 def make_refusals(live: Live, inbound: bool) -> Callable[[Refusal], None]:
@@ -291,8 +295,10 @@ def make_refusals(live: Live, inbound: bool) -> Callable[[Refusal], None]:
         code = CODES[refusal.code]
         request.code, request.flags, request.detail = code.name, code.flag, refusal.reason
         (snapshot.inbound if inbound else snapshot.outbound).unmatched.finish(request, code.status, 0.0)
+        entry = take_down(request, code.status, 0.0, snapshot.version)
         if snapshot.log is not None:
-            snapshot.log.write(request, code.status, 0.0, snapshot.version)
+            snapshot.log.write(entry)
+        live.history.add(request, code.status, entry)
 
     return refused
 

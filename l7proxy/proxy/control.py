@@ -17,7 +17,17 @@ from l7proxy.proxy.compile import Compiler
 from l7proxy.proxy.snapshot import Live, Snapshot
 from l7proxy.telemetry.facade import Telemetry, resource
 
+KEPT = 8
+"""Configurations before the live one that are kept for questions about requests that they served."""
+
+KEPT_ROUTES = 20_000
+"""Routes of all of these together, beyond which only the last one is kept."""
+
 _REJECTED = ("l7proxy_config_rejected_total", "Configurations that were refused")
+
+
+class NotKept(ValueError):
+    """A configuration version that is neither live nor kept."""
 
 
 class Control:
@@ -30,6 +40,8 @@ class Control:
         """Compiles the first model at once; raises ConfigError."""
         self.telemetry = telemetry
         self.keep = Keep()
+        self.models: dict[str, Model] = {}
+        """The live configuration and those before it, by version, the live one last."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._lock = asyncio.Lock()
         self._prepared: Snapshot | None = None
@@ -73,7 +85,7 @@ class Control:
         try:
             before = self.snapshot
             await between(self._swap(snapshot))
-            leftovers = _dismantle(before)
+            leftovers = _dismantle(before, self._forgotten())
             del before
             await between(leftovers)
         finally:
@@ -105,6 +117,23 @@ class Control:
             task.cancel()
         self._compiler.close()
 
+    def model(self, version: str) -> Model:
+        """Returns the configuration with a version; raises NotKept."""
+        model = self.models.get(version)
+        if model is None:
+            raise NotKept(f"configuration {version} is no longer kept")
+        return model
+
+    def _forgotten(self) -> list[Model]:
+        """Returns the oldest configurations that are too many, and keeps them no longer."""
+        older = list(self.models)[:-1]
+        gone = []
+        while len(older) > KEPT or (
+            len(older) > 1 and sum(len(self.models[version].routes) for version in older) > KEPT_ROUTES
+        ):
+            gone.append(self.models.pop(older.pop(0)))
+        return gone
+
     def _swap(self, snapshot: Snapshot) -> Steps[None]:
         """Makes the snapshot live at once; the steps let go of what only the one before it used."""
         live, limits = self.live, snapshot.model.sidecar.spec.limits
@@ -115,6 +144,8 @@ class Control:
         self._since.value = time.time()
         self._accepted.value += 1
         model = snapshot.model
+        self.models.pop(model.version, None)
+        self.models[model.version] = model
         self.telemetry.target = resource(model.sidecar.spec.service)
         self.telemetry.metrics.settle([route.name for route in model.routes], model.upstreams, time.monotonic())
         self.telemetry.log("info", "configuration live", version=snapshot.version, routes=len(model.routes))
@@ -156,11 +187,12 @@ async def follow(source: Source, apply: Callable[[Model], Awaitable[None]], tele
             source.accept(version)
 
 
-def _dismantle(before: Snapshot) -> Steps[None]:
+def _dismantle(before: Snapshot, forgotten: list[Model]) -> Steps[None]:
     """Lets go of a snapshot in steps; a request that began with it has its route already and needs no other."""
     yield from before.inbound.router.dismantle()
     yield from before.outbound.router.dismantle()
-    routes = list(before.model.routes)
+    routes = [route for model in forgotten for route in model.routes]
+    forgotten.clear()
     del before
     while routes:
         routes.pop()

@@ -13,6 +13,7 @@ from l7proxy.proxy.forwarding import Forwarding
 from l7proxy.proxy.identities import InboundIdentity
 from l7proxy.proxy.router import Router
 from l7proxy.telemetry.access import AccessLog
+from l7proxy.telemetry.history import History
 from l7proxy.telemetry.metrics import RouteMetrics
 from l7proxy.telemetry.tracing import Tracer
 from l7proxy.upstream.cluster import Cluster
@@ -84,7 +85,7 @@ class Live:
     `active` requests that the application makes; the others it serves.
     """
 
-    __slots__ = ("snapshot", "active", "outbound", "max_active", "max_held", "refused", "on_failure")
+    __slots__ = ("snapshot", "active", "outbound", "max_active", "max_held", "refused", "on_failure", "history")
 
     def __init__(
         self, snapshot: Snapshot, refused: Callable[[str], None], on_failure: Callable[[Request, Exception], None]
@@ -98,3 +99,5 @@ class Live:
         """Counts a request that was malformed, by reason."""
         self.on_failure = on_failure
         """Told of a policy that raised what is not a ProxyError."""
+        self.history = History()
+        """The requests that finished last."""

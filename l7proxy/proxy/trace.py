@@ -136,24 +136,34 @@ class Decision:
         )
 
     def events(self, request: Request) -> list[tuple[str, dict[str, Any], int]]:
-        """Returns the trace as events of a span: name, attributes, nanoseconds since the epoch."""
-        decided = self.decided(request, MOST)
-        found: dict[str, Any] = {"l7proxy.host": decided.host}
-        if decided.route is not None:
-            found["l7proxy.route"] = decided.route.name
-            found["l7proxy.where"] = decided.route.where
-        if decided.passed_over:
-            found["l7proxy.passed_over"] = [f"{other.route}: {other.why}" for other in decided.passed_over]
+        """Returns the trace as events of a span: name, attributes, nanoseconds since the epoch.
+
+        Each costs as much as half a span, so that policies that let every request pass have none.
+        """
+        route: Route | None = request.route
+        found: dict[str, Any] = {}
         told = [("l7proxy.route", found, self.began)]
-        # Those that were not reached come last, and happened at no time.
-        for verdict, step in zip(decided.policies, self.steps, strict=False):
-            attributes = {
-                "l7proxy.policy": verdict.policy,
-                "l7proxy.outcome": verdict.outcome,
-                "l7proxy.rule": verdict.rule,
-                "l7proxy.where": verdict.where,
-            }
-            told.append(("l7proxy.policy", {name: value for name, value in attributes.items() if value}, step.at))
+        lost = []
+        for candidate, why in self.candidates:
+            if isinstance(candidate, Target):
+                lost.append(f"{candidate.route.name}: {why}")
+            else:
+                found["l7proxy.host"] = why
+        if lost:
+            found["l7proxy.passed_over"] = lost[:MOST]
+        document = None
+        if route is not None:
+            document = route.document
+            found["l7proxy.route"] = route.name
+            found["l7proxy.where"] = _place(route)
+        for step in self.steps:
+            if step.outcome:
+                attributes = {"l7proxy.policy": step.policy, "l7proxy.outcome": step.outcome}
+                if step.rule:
+                    attributes["l7proxy.rule"] = step.rule
+                if where := _where(step, document):
+                    attributes["l7proxy.where"] = where
+                told.append(("l7proxy.policy", attributes, step.at))
         return told
 
 
@@ -216,17 +226,19 @@ def sampling(tracer: Tracer, share: float, handle: Handler) -> Handler:
 
 def _verdicts(steps: list[Step], document: Resource[RouteSpec] | None) -> tuple[Verdict, ...]:
     """Returns every policy of the way in order: those that were passed, then those that were not reached."""
-    written = [policy.name for policy in document.spec.policies] if document is not None else []
-    told = []
-    for step in steps:
-        where = step.where
-        if not where and document is not None and step.policy in written:
-            where = _line(document, step.policy)
-        told.append(Verdict(step.policy, step.outcome or "applies", step.rule, where))
+    told = [Verdict(step.policy, step.outcome or "applies", step.rule, _where(step, document)) for step in steps]
     if document is not None:
         passed = {step.policy for step in steps}
-        told += [Verdict(name, NOT_REACHED, "", _line(document, name)) for name in written if name not in passed]
+        missed = [policy.name for policy in document.spec.policies if policy.name not in passed]
+        told += [Verdict(name, NOT_REACHED, "", _line(document, name)) for name in missed]
     return tuple(told)
+
+
+def _where(step: Step, document: Resource[RouteSpec] | None) -> str:
+    """Returns where the rule stands that decided, or else the policy, if it stands anywhere."""
+    if step.where or document is None or f"spec.policies.{step.policy}" not in document.lines:
+        return step.where
+    return _line(document, step.policy)
 
 
 def _encoded(served: Served) -> bytes:

@@ -1,17 +1,20 @@
 """What the admin API is told of several processes; see `admin.app.AdminView`."""
 
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any, cast
 
 from l7proxy.admin import answers
 from l7proxy.admin.declare import Refused
 from l7proxy.core.stats import Stats
 from l7proxy.identity.report import ShownIdentity
+from l7proxy.proxy.control import NotKept
 from l7proxy.proxy.decision import Question
 from l7proxy.proxy.explanation import Explanation
+from l7proxy.proxy.why import Why
 from l7proxy.server.channel import WorkerGone
+from l7proxy.server.view import ALIKE, FAILURES
 from l7proxy.server.workers import Workers
+from l7proxy.telemetry.access import Record
 from l7proxy.telemetry.log import Level
 
 
@@ -56,8 +59,16 @@ class SeveralView:
     async def certs(self) -> list[ShownIdentity]:
         return cast(list[ShownIdentity], await self._any("certs"))
 
-    async def explain(self, question: Question) -> Explanation:
-        return cast(Explanation, await self._any("explain", question))
+    async def explain(self, question: Question, version: str = "") -> Explanation:
+        return cast(Explanation, await self._any("explain", question, version))
+
+    async def why(self, name: str) -> list[Why]:
+        told = await self._workers.every("view", "why", name)
+        return sorted((why for one in told for why in one), key=lambda why: why.request.time)[-ALIKE:]
+
+    async def failures(self) -> list[Record]:
+        told = await self._workers.every("view", "failures")
+        return sorted((line for one in told for line in one), key=lambda line: line.time, reverse=True)[:FAILURES]
 
     async def clusters(self) -> list[answers.Cluster]:
         """Adds up what each worker has under way; latencies are those of the slowest."""
@@ -85,11 +96,19 @@ class SeveralView:
         self._workers.endings.quit()
 
     async def _any(self, name: str, *arguments: Any) -> Any:
-        """Asks one worker, as all have the same configuration; raises Refused where none serves."""
+        """Asks one worker, as all have the same configuration; raises Refused where none serves.
+
+        Earlier configurations are kept by those that had them: raises NotKept where no worker did.
+        """
+        refusal: Exception = Refused(503, "no worker serves")
         for worker in list(self._workers.live.values()):
-            with suppress(WorkerGone):
+            try:
                 return await worker.call("view", name, *arguments)
-        raise Refused(503, "no worker serves")
+            except WorkerGone:
+                continue
+            except NotKept as error:
+                refusal = error
+        raise refusal
 
 
 def _add_cluster(total: answers.Cluster, more: answers.Cluster) -> None:

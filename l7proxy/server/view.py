@@ -19,13 +19,20 @@ from l7proxy.proxy.control import Control
 from l7proxy.proxy.decision import Question
 from l7proxy.proxy.explain import Explainer, explaining
 from l7proxy.proxy.explanation import Explanation
-from l7proxy.proxy.snapshot import Snapshot
+from l7proxy.proxy.why import Why, remembered
 from l7proxy.server.drain import Drain
 from l7proxy.server.listeners import Listeners
+from l7proxy.telemetry.access import Record, record
 from l7proxy.telemetry.log import Level
 
 _CONNECTIONS = 50
 """Connections that are looked at in one go."""
+
+ALIKE = 20
+"""Requests of one id that are told of at once: a trace may have thousands."""
+
+FAILURES = 100
+"""Requests that failed, of those that are remembered, that are listed."""
 
 
 class View:
@@ -38,7 +45,8 @@ class View:
         self._control = control
         self._listeners = listeners
         self._drain = drain
-        self._explainer: tuple[Snapshot, Explainer] | None = None
+        self._explainers: dict[bool, tuple[Any, Explainer]] = {}
+        self._asking = asyncio.Lock()
 
     @property
     def level(self) -> Level:
@@ -134,16 +142,28 @@ class View:
     def certs(self) -> list[ShownIdentity]:
         return certificates(self._control.identities())
 
-    async def explain(self, question: Question) -> Explanation:
-        # Compiled at the first question to a configuration, between requests, and kept while it is live.
+    async def explain(self, question: Question, version: str = "") -> Explanation:
         snapshot = self._control.snapshot
-        known = self._explainer
-        if known is None or known[0] is not snapshot:
-            if known is not None:
-                self._explainer = None
-                await between(known[1].dismantle())
-            known = self._explainer = snapshot, await between(explaining(snapshot.model, snapshot.clusters))
-        return await known[1].ask(question)
+        live = version in ("", snapshot.version)
+        model = snapshot.model if live else self._control.model(version)
+        about = snapshot if live else model
+        async with self._asking:
+            # Compiled at the first question to a configuration, between requests: the live one, and one of the others.
+            known = self._explainers.get(live)
+            if known is None or known[0] is not about:
+                if known is not None:
+                    del self._explainers[live]
+                    await between(known[1].dismantle())
+                compiled = await between(explaining(model, snapshot.clusters if live else None))
+                known = self._explainers[live] = about, compiled
+            return await known[1].ask(question)
+
+    async def why(self, name: str) -> list[Why]:
+        entries = self._control.live.history.find(name.encode())[-ALIKE:]
+        return [await remembered(entry, self.explain) for entry in entries]
+
+    def failures(self) -> list[Record]:
+        return [record(*entry) for entry in self._control.live.history.failures(FAILURES)]
 
     def drain(self) -> None:
         self._drain.begin()

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from functools import lru_cache
 from typing import Any, Literal
 
 import msgspec
@@ -62,6 +63,135 @@ class Record(msgspec.Struct, gc=False):
     config_version: str
 
 
+Entry = tuple[Any, ...]
+"""What `take_down` returns: the arguments of `record`, which is what it costs least to keep of a request."""
+
+
+def take_down(request: Request, status: int, seconds: float, version: str, event: Mark = "request") -> Entry:
+    """Returns what is to be known of a request that ended just now, after `seconds`, under a configuration `version`.
+
+    Nothing in it leads back to the request, its bodies or its route.
+    """
+    route = request.route
+    return (
+        request.request_id,
+        request.trace_id,
+        time.time(),
+        event,
+        request.inbound,
+        request.method,
+        request.scheme,
+        request.authority,
+        request.path,
+        request.version,
+        "" if route is None else route.name,
+        status,
+        request.grpc_status,
+        request.flags,
+        request.code,
+        request.detail,
+        request.bytes_in,
+        request.bytes_out,
+        seconds,
+        request.t_start,
+        request.t_sent,
+        request.t_connected,
+        request.t_head,
+        request.upstream,
+        request.endpoint,
+        request.attempt,
+        request.peer.identity,
+        request.source,
+        version,
+        request.forwarded,
+        request.tried,
+    )
+
+
+def record(
+    request_id: bytes,
+    trace_id: bytes,
+    epoch: float,
+    event: Mark,
+    inbound: bool,
+    method: bytes,
+    scheme: bytes,
+    authority: bytes,
+    path: bytes,
+    protocol: str,
+    route: str,
+    status: int,
+    grpc_status: int,
+    flags: str,
+    code: str,
+    detail: str,
+    bytes_in: int,
+    bytes_out: int,
+    seconds: float,
+    start: float,
+    sent: float,
+    connected: float,
+    head: float,
+    upstream: str,
+    endpoint: str,
+    attempts: int,
+    peer: str,
+    source: str,
+    version: str,
+    *_: Any,
+) -> Record:
+    """Returns the line of what was taken down."""
+    second = int(epoch)
+    return Record(
+        _date(second) + _MILLISECONDS[int((epoch - second) * 1000)],
+        event,
+        "inbound" if inbound else "outbound",
+        method.decode("latin-1"),
+        scheme.decode("latin-1"),
+        authority.decode("utf-8", "replace"),
+        path.decode("utf-8", "replace"),
+        protocol,
+        route,
+        status,
+        None if grpc_status < 0 else grpc_status,
+        flags,
+        code,
+        detail,
+        bytes_in,
+        bytes_out,
+        milliseconds(seconds),
+        milliseconds(sent - start) if sent else None,
+        milliseconds(connected - sent) if connected else None,
+        milliseconds(head - start) if head else None,
+        upstream,
+        endpoint,
+        attempts,
+        peer,
+        source,
+        request_id.decode("latin-1"),
+        trace_id.decode("latin-1"),
+        version,
+    )
+
+
+def read(line: bytes) -> Record:
+    """Returns what a line of the JSON format says; raises ValueError for anything else."""
+    try:
+        return msgspec.json.decode(line, type=Record)
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"this is no line of the JSON access log: {error}") from None
+
+
+@lru_cache(4)
+def _date(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+
+
+def milliseconds(seconds: float) -> float:
+    """Returns milliseconds, to the microsecond."""
+    return int(seconds * 1e6 + 0.5) / 1e3
+
+
 class AccessLog:
     """Writes a line for each request to `path`, as JSON or as text.
 
@@ -73,52 +203,18 @@ class AccessLog:
         dropped = stats.counter(name, help, reason="queue_full")
         self._writer = LineWriter(path, dropped, stats.counter(name, help, reason="write_failed"))
         self._encode = msgspec.json.Encoder().encode_lines if format == "json" else _text_lines
-        self._pending: list[tuple[Any, ...]] = []
+        self._pending: list[Entry] = []
         self._chunks: list[bytes] = []
         self._lines = 0
         self._size = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._second = 0
-        self._date = ""
         self._due = False
         self.closed = False
 
-    def write(self, request: Request, status: int, seconds: float, version: str, event: Mark = "request") -> None:
-        """Takes down a request that ended just now, after `seconds`, under the configuration `version`."""
+    def write(self, entry: Entry) -> None:
+        """Writes what was taken down of a request; see `take_down`."""
         pending = self._pending
-        pending.append(
-            (
-                time.time(),
-                event,
-                request.inbound,
-                request.method,
-                request.scheme,
-                request.authority,
-                request.path,
-                request.version,
-                request.route,
-                status,
-                request.grpc_status,
-                request.flags,
-                request.code,
-                request.detail,
-                request.bytes_in,
-                request.bytes_out,
-                seconds,
-                request.t_start,
-                request.t_sent,
-                request.t_connected,
-                request.t_head,
-                request.upstream,
-                request.endpoint,
-                request.attempt,
-                request.peer.identity,
-                request.source,
-                request.request_id,
-                request.trace_id,
-                version,
-            )
-        )
+        pending.append(entry)
         if len(pending) == BATCH:
             asyncio.get_running_loop().call_soon(self._step)
         elif self._timer is None:
@@ -161,7 +257,7 @@ class AccessLog:
             self._hand_over()
 
     def _batch(self) -> None:
-        records = [self._record(*entry) for entry in self._pending[:BATCH]]
+        records = [record(*entry) for entry in self._pending[:BATCH]]
         del self._pending[:BATCH]
         data = self._encode(records)
         self._chunks.append(data)
@@ -173,73 +269,6 @@ class AccessLog:
             self._writer.write(b"".join(self._chunks), self._lines)
             self._chunks.clear()
             self._lines = self._size = 0
-
-    def _record(
-        self,
-        epoch: float,
-        event: Mark,
-        inbound: bool,
-        method: bytes,
-        scheme: bytes,
-        authority: bytes,
-        path: bytes,
-        protocol: str,
-        route: Any,
-        status: int,
-        grpc_status: int,
-        flags: str,
-        code: str,
-        detail: str,
-        bytes_in: int,
-        bytes_out: int,
-        seconds: float,
-        start: float,
-        sent: float,
-        connected: float,
-        head: float,
-        upstream: str,
-        endpoint: str,
-        attempts: int,
-        peer: str,
-        source: str,
-        request_id: bytes,
-        trace_id: bytes,
-        version: str,
-    ) -> Record:
-        second = int(epoch)
-        if second != self._second:
-            self._second = second
-            self._date = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        return Record(
-            self._date + _MILLISECONDS[int((epoch - second) * 1000)],
-            event,
-            "inbound" if inbound else "outbound",
-            method.decode("latin-1"),
-            scheme.decode("latin-1"),
-            authority.decode("utf-8", "replace"),
-            path.decode("utf-8", "replace"),
-            protocol,
-            "" if route is None else route.name,
-            status,
-            None if grpc_status < 0 else grpc_status,
-            flags,
-            code,
-            detail,
-            bytes_in,
-            bytes_out,
-            int(seconds * 1e6 + 0.5) / 1e3,
-            int((sent - start) * 1e6 + 0.5) / 1e3 if sent else None,
-            int((connected - sent) * 1e6 + 0.5) / 1e3 if connected else None,
-            int((head - start) * 1e6 + 0.5) / 1e3 if head else None,
-            upstream,
-            endpoint,
-            attempts,
-            peer,
-            source,
-            request_id.decode("latin-1"),
-            trace_id.decode("latin-1"),
-            version,
-        )
 
 
 _quote = msgspec.json.Encoder().encode

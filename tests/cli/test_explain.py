@@ -146,7 +146,14 @@ def test_the_incident_of_the_page_goes_as_it_is_told(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "orders.yaml").write_text(text)
     shown = re.findall(r"^```console\n\$ l7proxy (.*?)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    assert len(shown) == 3
+    assert len(shown) == 4
+    line = re.findall(r"^```json\n(.*?)\n```$", page, re.MULTILINE)[-1]
+    version = json.loads(l7proxy("explain", "-c", "policies/", "GET", "/", "--json", folder=tmp_path)[1])["version"]
     for command, output in shown:
-        out = l7proxy(*command.split(), folder=tmp_path)[1]
+        arguments = command.split()
+        if arguments[0] == "why":
+            assert json.loads(line)["request_id"] == arguments[1]
+            arguments = ["why", "--against", "policies/", "--log", line.replace("VERSION", version)]
+            output = output.replace("VERSION", version)
+        out = l7proxy(*arguments, folder=tmp_path)[1]
         assert re.sub("in [0-9]+ ms", "in 2 ms", out) == output

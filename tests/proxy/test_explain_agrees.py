@@ -1,8 +1,8 @@
 """What `explain` says of a request is what the live configuration does with it."""
 
 import asyncio
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -12,6 +12,7 @@ from msgspec import structs
 
 from l7proxy.config.load import load
 from l7proxy.config.model import Model
+from l7proxy.core.headers import Headers
 from l7proxy.core.message import Request
 from l7proxy.core.slices import finish
 from l7proxy.core.stats import Stats
@@ -22,6 +23,7 @@ from l7proxy.proxy.explain import explaining
 from l7proxy.proxy.explanation import Explanation
 from l7proxy.telemetry.facade import Telemetry
 from l7proxy.telemetry.log import Log
+from l7proxy.telemetry.tracing import Tracer
 
 CONFIG = """
 apiVersion: l7proxy.io/v1
@@ -97,14 +99,14 @@ QUESTIONS = st.builds(
 )
 
 
-class Ledger:
-    """Stands for the access log and keeps the request that it is told of."""
+class Ledger(Tracer):
+    """Keeps the request that it is asked to begin."""
 
-    def __init__(self) -> None:
-        self.request: Request | None = None
+    request: Request | None = None
 
-    def write(self, request: Request, status: int, *_: Any) -> None:
+    def begin(self, request: Request) -> None:
         self.request = request
+        super().begin(request)
 
 
 def model(folder: Path, *more: str) -> Model:
@@ -126,7 +128,7 @@ async def compare(configuration: Model, questions: list[Question]) -> None:
         for endpoint in cluster.endpoints:
             endpoint.transport = httpx.MockTransport(lambda request: httpx.Response(200))
     ledger = Ledger()
-    control.live.snapshot = structs.replace(control.snapshot, log=ledger)
+    control.live.snapshot = structs.replace(control.snapshot, tracer=ledger)
     try:
         for question in questions:
             exchange = Asked(question)
@@ -147,7 +149,7 @@ def agrees(told: Explanation, live: Asked, request: Request) -> None:
         assert told.answer.detail == request.detail or not request.detail
     if not request.upstream:
         assert told.upstream is None
-        assert told.answer.headers == tuple((name.decode(), value.decode()) for name, value in live.answer)
+        assert lasting(told.answer.headers) == lasting(texts(live.answer))
         return
     assert told.upstream is not None
     if told.upstream.split:
@@ -157,8 +159,16 @@ def agrees(told: Explanation, live: Asked, request: Request) -> None:
         assert request.endpoint in [endpoint.address for endpoint in told.upstream.endpoints]
     assert told.upstream.target == request.target.decode()
     assert told.upstream.authority == request.authority.decode()
-    sent = [(name.decode(), value.decode()) for name, value in request.headers if name != b"x-request-id"]
-    assert [pair for pair in told.upstream.headers if pair[0] != "x-request-id"] == sent
+    assert lasting(told.upstream.headers) == lasting(texts(request.headers))
+
+
+def texts(headers: Headers) -> Iterable[tuple[str, str]]:
+    return ((name.decode(), value.decode()) for name, value in headers)
+
+
+def lasting(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """All but what is another one for each request."""
+    return [pair for pair in headers if pair[0] != "x-request-id"]
 
 
 @pytest.fixture(scope="module")

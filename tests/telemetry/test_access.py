@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from l7proxy.core.stats import Counter, Stats
-from l7proxy.telemetry.access import BATCH, AccessLog
+from l7proxy.telemetry.access import BATCH, AccessLog, take_down
 from l7proxy.telemetry.lines import MAX_PENDING
 from tests.telemetry.requests import finished
 
@@ -43,7 +43,7 @@ def test_a_line_says_all_of_a_request(tmp_path: Path) -> None:
     async def work(log: AccessLog) -> None:
         request = finished(IDENTITY, request_id=b"id-1", trace_id=b"ab" * 16, bytes_in=3, bytes_out=5, grpc_status=14)
         request.flags, request.code, request.detail = "UAEX", "denied", "rule deny[0] at orders.yaml:12"
-        log.write(request, 403, 0.0051234, "v7")
+        log.write(take_down(request, 403, 0.0051234, "v7"))
 
     before = time.time()
     [text] = logged(tmp_path / "log", work)
@@ -84,7 +84,7 @@ def test_a_line_says_all_of_a_request(tmp_path: Path) -> None:
 
 def test_what_did_not_happen_is_null(tmp_path: Path) -> None:
     async def work(log: AccessLog) -> None:
-        log.write(finished(route=None, t_sent=0.0, t_connected=0.0, t_head=0.0, attempt=0), 404, 0.001, "")
+        log.write(take_down(finished(route=None, t_sent=0.0, t_connected=0.0, t_head=0.0, attempt=0), 404, 0.001, ""))
 
     line = json.loads(logged(tmp_path / "log", work)[0])
     assert [line[key] for key in ("grpc_status", "queue_ms", "connect_ms", "first_byte_ms")] == [None] * 4
@@ -93,8 +93,8 @@ def test_what_did_not_happen_is_null(tmp_path: Path) -> None:
 
 def test_a_tunnel_has_a_line_when_it_opens_and_one_when_it_ends(tmp_path: Path) -> None:
     async def work(log: AccessLog) -> None:
-        log.write(finished(), 101, 0.001, "", "tunnel_open")
-        log.write(finished(), 101, 5.0, "", "tunnel_end")
+        log.write(take_down(finished(), 101, 0.001, "", "tunnel_open"))
+        log.write(take_down(finished(), 101, 5.0, "", "tunnel_end"))
 
     assert [json.loads(line)["event"] for line in logged(tmp_path / "log", work)] == ["tunnel_open", "tunnel_end"]
 
@@ -105,7 +105,7 @@ def test_a_client_cannot_forge_a_line(tmp_path: Path, format: str) -> None:
 
     async def work(log: AccessLog) -> None:
         request = finished(path=evil, authority=evil, method=evil, request_id=evil)
-        log.write(request, 200, 0.001, "")
+        log.write(take_down(request, 200, 0.001, ""))
 
     [line] = logged(tmp_path / "log", work, format=format)
     assert line.isprintable()
@@ -115,8 +115,10 @@ def test_a_client_cannot_forge_a_line(tmp_path: Path, format: str) -> None:
 
 def test_the_text_format_names_the_same_things(tmp_path: Path) -> None:
     async def work(log: AccessLog) -> None:
-        log.write(finished(IDENTITY, request_id=b"id-1", bytes_out=5), 200, 0.005, "v7")
-        log.write(finished(route=None, upstream="", endpoint="", flags="NR", code="no_route"), 404, 0.001, "v7")
+        log.write(take_down(finished(IDENTITY, request_id=b"id-1", bytes_out=5), 200, 0.005, "v7"))
+        log.write(
+            take_down(finished(route=None, upstream="", endpoint="", flags="NR", code="no_route"), 404, 0.001, "v7")
+        )
 
     first, second = logged(tmp_path / "log", work, format="text")
     assert first.split("] ", 1)[1] == (
@@ -130,7 +132,7 @@ def test_the_text_format_names_the_same_things(tmp_path: Path) -> None:
 def test_every_request_has_its_line_in_order(tmp_path: Path, count: int) -> None:
     async def work(log: AccessLog) -> None:
         for number in range(count):
-            log.write(finished(bytes_out=number), 200, 0.001, "")
+            log.write(take_down(finished(bytes_out=number), 200, 0.001, ""))
             if number % 100 == 99:
                 await asyncio.sleep(0)
 
@@ -141,7 +143,7 @@ def test_every_request_has_its_line_in_order(tmp_path: Path, count: int) -> None
 def test_a_line_is_written_soon_without_another_request(tmp_path: Path) -> None:
     async def main() -> None:
         log = AccessLog(Stats(), str(tmp_path / "log"))
-        log.write(finished(), 200, 0.001, "")
+        log.write(take_down(finished(), 200, 0.001, ""))
         for _ in range(100):
             await asyncio.sleep(0.01)
             if (tmp_path / "log").read_text():
@@ -159,7 +161,7 @@ def test_after_reopen_lines_go_to_a_new_file_and_none_is_lost(tmp_path: Path) ->
             if number == 150:
                 os.rename(tmp_path / "log", tmp_path / "log.1")
                 log.reopen()
-            log.write(finished(bytes_out=number), 200, 0.001, "")
+            log.write(take_down(finished(bytes_out=number), 200, 0.001, ""))
             await asyncio.sleep(0)
 
     new = logged(tmp_path / "log", work)
@@ -179,16 +181,16 @@ def test_reopening_before_the_first_line_makes_the_new_file(tmp_path: Path) -> N
 
 def test_a_request_that_ends_after_its_log_was_closed_is_still_written(tmp_path: Path) -> None:
     async def work(log: AccessLog) -> None:
-        log.write(finished(bytes_out=1), 200, 0.001, "")
+        log.write(take_down(finished(bytes_out=1), 200, 0.001, ""))
         log.close()
-        log.write(finished(bytes_out=2), 200, 0.001, "")
+        log.write(take_down(finished(bytes_out=2), 200, 0.001, ""))
 
     assert [json.loads(line)["bytes_out"] for line in logged(tmp_path / "log", work)] == [1, 2]
 
 
 def test_closing_leaves_neither_thread_nor_descriptor(tmp_path: Path) -> None:
     async def work(log: AccessLog) -> None:
-        log.write(finished(), 200, 0.001, "")
+        log.write(take_down(finished(), 200, 0.001, ""))
 
     def open_now() -> tuple[int, int]:
         return len(os.listdir("/proc/self/fd")), threading.active_count()
@@ -216,7 +218,7 @@ def test_a_full_pipe_stops_nothing_and_every_line_is_written_or_counted(tmp_path
         for number in range(total):
             request.bytes_out = number
             started = time.perf_counter()
-            log.write(request, 200, 0.001, "")
+            log.write(take_down(request, 200, 0.001, ""))
             slowest = max(slowest, time.perf_counter() - started)
             if number % 50 == 0:
                 await asyncio.sleep(0)
@@ -249,7 +251,7 @@ def test_a_full_pipe_stops_nothing_and_every_line_is_written_or_counted(tmp_path
 
 
 async def _one(log: AccessLog) -> None:
-    log.write(finished(bytes_out=10_000), 200, 0.001, "")
+    log.write(take_down(finished(bytes_out=10_000), 200, 0.001, ""))
 
 
 def test_lines_that_a_full_disk_refuses_are_counted() -> None:
@@ -258,7 +260,7 @@ def test_lines_that_a_full_disk_refuses_are_counted() -> None:
     async def main() -> None:
         log = AccessLog(stats, "/dev/full")
         for _ in range(100):
-            log.write(finished(), 200, 0.001, "")
+            log.write(take_down(finished(), 200, 0.001, ""))
         assert log.close(5)
 
     asyncio.run(main())
@@ -271,13 +273,13 @@ def test_when_a_disk_fills_up_whole_lines_are_kept_and_the_rest_counted(tmp_path
     script.write_text(
         "import asyncio, resource, signal, sys\n"
         "from l7proxy.core.stats import Stats\n"
-        "from l7proxy.telemetry.access import AccessLog\n"
+        "from l7proxy.telemetry.access import AccessLog, take_down\n"
         "from tests.telemetry.requests import finished\n"
         "async def main():\n"
         "    stats = Stats()\n"
         "    log = AccessLog(stats, sys.argv[1])\n"
         "    for number in range(100):\n"
-        "        log.write(finished(bytes_out=number), 200, 0.001, '')\n"
+        "        log.write(take_down(finished(bytes_out=number), 200, 0.001, ''))\n"
         "    assert log.close(5)\n"
         "    print(int(stats.counter('l7proxy_access_log_dropped_total', '', reason='write_failed').value))\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
@@ -318,7 +320,7 @@ def test_standard_output_may_be_a_pipe_that_others_made_non_blocking(tmp_path: P
     async def main() -> None:
         log = AccessLog(Stats(), "/dev/stdout")
         for number in range(total):
-            log.write(finished(bytes_out=number), 200, 0.001, "")
+            log.write(take_down(finished(bytes_out=number), 200, 0.001, ""))
         assert log.close(10)
 
     os.dup2(write, 1)
@@ -339,7 +341,7 @@ def test_files_of_a_pipe_that_is_never_read_do_not_keep_the_process(tmp_path: Pa
     async def main() -> None:
         log = AccessLog(Stats(), str(tmp_path / "pipe"))
         for _ in range(1000):
-            log.write(finished(), 200, 0.001, "")
+            log.write(take_down(finished(), 200, 0.001, ""))
         started = time.monotonic()
         assert not log.close(0.2)
         assert time.monotonic() - started < 2
