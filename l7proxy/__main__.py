@@ -13,6 +13,7 @@ VERBS = {
     "explain": "say what becomes of a request, and why",
     "why": "say what happened to a finished request, and why",
     "top": "watch the requests of a running sidecar by route and upstream",
+    "tap": "watch single requests of a running sidecar as they end",
     "test": "hold a configuration to the cases of test files",
     "schema": "print the JSON Schema of the configuration",
     "demo": "run two services with a sidecar each",

@@ -10,13 +10,16 @@ from starlette.responses import PlainTextResponse, Response
 from l7proxy.admin import answers
 from l7proxy.admin.declare import App, Endpoint, Refused, application, get, post
 from l7proxy.admin.exposition import CONTENT, JSON_CONTENT, as_object, exposition, reference
-from l7proxy.admin.guard import guarded
+from l7proxy.admin.guard import guarded, is_local
 from l7proxy.admin.openapi import document
 from l7proxy.admin.queries import ExplainQuery, LevelQuery, LineQuery, StatsQuery, WhyQuery
+from l7proxy.admin.tapping import CONTENT as TAPPED
+from l7proxy.admin.tapping import MOST, Source, Tapping
 from l7proxy.core.stats import Stats
 from l7proxy.identity.report import ShownIdentity
 from l7proxy.proxy.decision import Question
 from l7proxy.proxy.explanation import Explanation
+from l7proxy.proxy.tap import Wanted
 from l7proxy.proxy.why import Why, account
 from l7proxy.telemetry.access import Record, read
 from l7proxy.telemetry.log import Level
@@ -26,6 +29,10 @@ Now = Union[T, Awaitable[T]]
 """An answer, or one to wait for where several processes answer as one."""
 
 NOBODY = {503: "No process serves that could tell."}
+TAP_REFUSALS = {
+    403: "Values of header fields are told over loopback or a Unix socket only.",
+    429: "There are as many taps as there may be.",
+}
 
 
 class AdminView(Protocol):
@@ -78,6 +85,9 @@ class AdminView(Protocol):
     def failures(self) -> Now[list[Record]]:
         """Returns the last requests that failed, the last one first."""
 
+    def tap(self, wanted: Wanted) -> Awaitable[Source]:
+        """Begins to look at requests as they end."""
+
     def drain(self) -> Now[None]:
         """Begins to drain, as SIGTERM does, but goes on serving until the process is told to end."""
 
@@ -87,6 +97,7 @@ class AdminView(Protocol):
 
 def admin_app(view: AdminView) -> App:
     """Returns the admin API. What changes something is POST."""
+    taps: set[Tapping] = set()
 
     async def otel(request: Request) -> Response:
         """The same text, made by the OTel SDK's exporter; slow, to compare."""
@@ -138,6 +149,14 @@ def admin_app(view: AdminView) -> App:
         """The last requests that were refused or failed, as in the access log, the last one first."""
         return await _now(view.failures())
 
+    async def tap(request: Request, query: Wanted) -> Response:
+        """Requests as they end, a line each; and notes of how many ended, were told of, and left out."""
+        if (query.secrets or query.reveal) and is_local(request.scope) is False:
+            raise Refused(403, "values of header fields are told over loopback or a Unix socket only")
+        if len(taps) >= MOST:
+            raise Refused(429, f"there are {MOST} taps already")
+        return Tapping(lambda: view.tap(query), query, taps)
+
     async def drain(_: Request) -> answers.Draining:
         """Fails `/ready` and asks clients to reconnect elsewhere; goes on serving until SIGTERM."""
         await _now(view.drain())
@@ -179,6 +198,7 @@ def admin_app(view: AdminView) -> App:
         get("/why", why),
         get("/why/line", line, refusals=NOBODY),
         get("/failures", failures),
+        get("/tap", tap, content=TAPPED, refusals=TAP_REFUSALS),
         post("/drain", drain),
         post("/quit", quit),
         get("/loglevel", level),

@@ -29,22 +29,19 @@ class Refused(Exception):
         self.why = why
 
 
-class Query(Struct, frozen=True):
-    """The parameters of a query; those that may be given more than once are tuples."""
-
-
 class Endpoint(Struct, frozen=True):
     """One method of one path; made by `get` and `post`.
 
-    `content` is the type of what is answered, by media type, and `answers` says with which statuses; `refusals` says
-    with which others it may refuse, beside those of every endpoint.
+    The fields of `query` are the parameters; those that may be given more than once are tuples. `content` is the type
+    of what is answered, by media type, several where each line is of one of them; `answers` says with which statuses,
+    and `refusals` with which others it may refuse beside those of every endpoint.
     """
 
     method: Literal["GET", "POST"]
     path: str
     answer: Callable[..., Awaitable[Any]]
     summary: str
-    query: type[Query] | None
+    query: type[Struct] | None
     content: Mapping[str, Any]
     answers: Mapping[int, str] = OK
     refusals: Mapping[int, str] = {}
@@ -99,7 +96,7 @@ def as_json(value: Any, status: int = 200, headers: Mapping[str, str] | None = N
     return Response(text + b"\n", status, headers, media_type=JSON)
 
 
-def parameters(query: type[Query] | None) -> dict[str, structs.FieldInfo]:
+def parameters(query: type[Struct] | None) -> dict[str, structs.FieldInfo]:
     """Returns the parameters of a query by name."""
     return {field.encode_name: field for field in structs.fields(query)} if query is not None else {}
 
@@ -122,7 +119,7 @@ def _server(methods: Mapping[str, Endpoint]) -> Callable[[Request], Awaitable[Re
     return serve
 
 
-def _read(query: type[Query], request: Request) -> Query:
+def _read(query: type[Struct], request: Request) -> Any:
     """Returns what a query asks for; raises Refused that says what is wrong with it."""
     fields = parameters(query)
     texts: dict[str, Any] = {}
@@ -141,9 +138,10 @@ def _convert(name: str, field: structs.FieldInfo, text: Any) -> Any:
         return msgspec.convert(text, field.type, strict=False)
     except msgspec.ValidationError as error:
         kind = _kind(field)
+        kind = get_args(kind)[0] if get_origin(kind) is tuple else kind
         if get_origin(kind) is Literal:
             raise Refused(400, f"{name} must be one of {', '.join(get_args(kind))}") from None
-        raise Refused(400, f"{name}: {error}") from None
+        raise Refused(400, f"{name}: {str(error).partition(' - at ')[0]}") from None
 
 
 def _kind(field: structs.FieldInfo) -> Any:

@@ -35,7 +35,8 @@ class _Writer:
 
     def __init__(self, endpoints: Sequence[Endpoint]) -> None:
         queries = [endpoint.query for endpoint in endpoints if endpoint.query is not None]
-        types = [Error, *(kind for endpoint in endpoints for kind in endpoint.content.values()), *queries]
+        kinds = [kind for endpoint in endpoints for kind in endpoint.content.values()]
+        types = [Error, *(part for kind in kinds for part in _parts(kind)), *queries]
         template = "#/components/schemas/{name}"
         schemas, self.components = msgspec.json.schema_components(types, ref_template=template)
         for schema in self.components.values():
@@ -45,7 +46,7 @@ class _Writer:
 
     def operation(self, endpoint: Endpoint) -> dict[str, Any]:
         """Returns how one endpoint is asked, and what it answers."""
-        content = {media: {"schema": self._schemas[kind]} for media, kind in endpoint.content.items()}
+        content = {media: {"schema": self._schema(kind)} for media, kind in endpoint.content.items()}
         refusal = {JSON: {"schema": self._schemas[Error]}}
         refusals = {**_ALWAYS, **endpoint.refusals}
         if endpoint.method == "POST":
@@ -62,6 +63,10 @@ class _Writer:
             "responses": responses,
         }
 
+    def _schema(self, kind: Any) -> dict[str, Any]:
+        found = [self._schemas[part] for part in _parts(kind)]
+        return found[0] if len(found) == 1 else {"description": "One line.", "anyOf": found}
+
     def _parameters(self, endpoint: Endpoint) -> Iterator[dict[str, Any]]:
         if endpoint.query is None:
             return
@@ -76,3 +81,7 @@ class _Writer:
                 "schema": schema,
                 **({"style": "form", "explode": True} if repeatable(field) else {}),
             }
+
+
+def _parts(kind: Any) -> Sequence[Any]:
+    return kind if isinstance(kind, tuple) else (kind,)

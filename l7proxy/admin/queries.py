@@ -2,9 +2,8 @@
 
 from typing import Annotated, Literal
 
-from msgspec import Meta
+from msgspec import Meta, Struct
 
-from l7proxy.admin.declare import Query
 from l7proxy.proxy.decision import Question, field
 from l7proxy.telemetry.log import Level
 
@@ -17,7 +16,7 @@ LINE = (
 )
 
 
-class StatsQuery(Query, frozen=True):
+class StatsQuery(Struct, frozen=True):
     """Which metrics are told."""
 
     name: Annotated[
@@ -26,13 +25,13 @@ class StatsQuery(Query, frozen=True):
     ] = ()
 
 
-class LevelQuery(Query, frozen=True):
+class LevelQuery(Struct, frozen=True):
     """The level to set."""
 
     level: Annotated[Level, Meta(description="The least level of events to be logged.")]
 
 
-class WhyQuery(Query, frozen=True):
+class WhyQuery(Struct, frozen=True):
     """The request to look for."""
 
     id: Annotated[
@@ -40,13 +39,13 @@ class WhyQuery(Query, frozen=True):
     ]
 
 
-class LineQuery(Query, frozen=True):
+class LineQuery(Struct, frozen=True):
     """The request to account for."""
 
     line: Annotated[str, Meta(description="Its line of the JSON access log.", examples=[LINE])]
 
 
-class ExplainQuery(Query, frozen=True):
+class ExplainQuery(Struct, frozen=True):
     """The request to explain."""
 
     url: Annotated[

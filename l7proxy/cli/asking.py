@@ -15,6 +15,7 @@ from l7proxy.cli import flags
 from l7proxy.cli.admin import DEFAULT, Connection, address
 from l7proxy.config.load import find_sidecar
 from l7proxy.core.errors import ConfigError
+from l7proxy.core.fields import duration
 
 TIMEOUT = 30.0
 """Seconds that an answer may take; a sidecar that is under load answers operators all the same."""
@@ -76,6 +77,14 @@ def _find(args: argparse.Namespace) -> "Sidecar":
     return Sidecar(spec.admin.listen)
 
 
+def seconds(text: str) -> float:
+    """Reads a time of the command line."""
+    try:
+        return duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 class Sidecar:
     """The admin API at an address."""
 
@@ -86,6 +95,15 @@ class Sidecar:
         """Returns what is answered, read as JSON. Raises NoAnswer."""
         with self._asked(path, query) as response:
             return msgspec.json.decode(response.read())
+
+    def lines(self, path: str, query: Fields = ()) -> Iterator[bytes]:
+        """Yields the lines of an answer as they come. Raises NoAnswer, also when none comes for `TIMEOUT`."""
+        with self._asked(path, query) as response:
+            yield from iter(response.readline, b"")
+
+    def gone(self) -> str:
+        """Says that it ended before its answer did."""
+        return f"the sidecar at {self.address} went away"
 
     @contextmanager
     def _asked(self, path: str, query: Fields) -> Iterator[http.client.HTTPResponse]:
@@ -112,7 +130,7 @@ class Sidecar:
         if isinstance(error, TimeoutError):
             return f"what listens at {self.address} does not answer"
         if begun:
-            return f"the sidecar at {self.address} went away"
+            return self.gone()
         if isinstance(error, OSError):
             return (
                 f"nothing answers at {self.address} ({error.strerror or error}): name the admin API with --admin or -c"

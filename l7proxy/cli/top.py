@@ -11,7 +11,7 @@ from l7proxy.cli import asking
 from l7proxy.cli.asking import NoAnswer, Sidecar
 from l7proxy.cli.red import NAMES, Reading, Red
 from l7proxy.cli.screen import screen
-from l7proxy.core.fields import duration, show_duration
+from l7proxy.core.fields import show_duration
 
 LEAST = 0.2
 """Seconds between two readings, at the least."""
@@ -21,7 +21,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's arguments."""
     asking.add_arguments(parser)
     parser.add_argument(
-        "--interval", metavar="TIME", type=_interval, default=2.0, help="how often to read, like 500ms (default: 2s)"
+        "--interval",
+        metavar="TIME",
+        type=asking.seconds,
+        default=2.0,
+        help="how often to read, like 500ms (default: 2s)",
     )
     parser.add_argument("--once", action="store_true", help="print one interval and end, for scripts")
     parser.epilog = (
@@ -34,11 +38,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Shows tables until it is told to end; returns 1 when nothing answers."""
 
+    interval = max(LEAST, args.interval)
+
     def work(sidecar: Sidecar) -> None:
         if sys.stdout.isatty() and not args.once:
-            _watch(sidecar, args.interval)
+            _watch(sidecar, interval)
         else:
-            _print(sidecar, args.interval, args.once)
+            _print(sidecar, interval, args.once)
 
     return asking.ask("top", args, work)
 
@@ -147,10 +153,3 @@ def _watch(sidecar: Sidecar, interval: float) -> None:
             except NoAnswer as error:
                 # It may come back: the next one begins from what it says then.
                 before, lines = None, [str(error)]
-
-
-def _interval(text: str) -> float:
-    try:
-        return max(LEAST, duration(text))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None

@@ -18,7 +18,7 @@ from l7proxy.core.message import Body, Request, Response
 from l7proxy.core.stream import Stream, held
 from l7proxy.proxy.snapshot import Live, Route, Side, Snapshot, Target
 from l7proxy.proxy.trace import Decision, tell
-from l7proxy.telemetry.access import Mark, take_down
+from l7proxy.telemetry.access import Entry, Mark, take_down
 from l7proxy.wire.framing import Malformed
 from l7proxy.wire.path import ambiguous, normalise, reading, unescape_slashes
 
@@ -99,8 +99,8 @@ def make_app(live: Live, inbound: bool) -> Callable[[Exchange], Awaitable[None]]
                     grpc.read_status(request, status, trailers or response.headers)
                 await exchange.respond(status, response.headers, body, trailers)
             else:
-                if request.upgrade is not None and snapshot.log is not None and _tunnels(request, status):
-                    snapshot.log.write(take_down(request, status, _clock() - started, snapshot.version, "tunnel_open"))
+                if request.upgrade is not None and _tunnels(request, status):
+                    _tell(live, snapshot, request, response, status, _clock() - started, "tunnel_open")
                 await _pump(request, response, cast(Stream, body), exchange)
         except asyncio.CancelledError as error:
             failure = error
@@ -128,7 +128,7 @@ def make_app(live: Live, inbound: bool) -> Callable[[Exchange], Awaitable[None]]
                 live.outbound -= 1
             if response is not None and response.on_end is not None:
                 response.on_end(failure)
-            _finish(live, snapshot, side, request, status, failure)
+            _finish(live, snapshot, side, request, response, status, failure)
             # Its traceback leads to this frame: a cycle would outlive the request until the collector comes.
             failure = None
 
@@ -264,7 +264,13 @@ async def _pump(request: Request, response: Response, body: Stream, exchange: Ex
 
 
 def _finish(
-    live: Live, snapshot: Snapshot, side: Side, request: Request, status: int, failure: BaseException | None
+    live: Live,
+    snapshot: Snapshot,
+    side: Side,
+    request: Request,
+    response: Response | None,
+    status: int,
+    failure: BaseException | None,
 ) -> None:
     """Counts, logs, remembers and ends the span of a request that is over."""
     body: Body = request.body
@@ -278,10 +284,27 @@ def _finish(
         request.span.end(request, status, failure)
     (side.unmatched if route is None else route.metrics).finish(request, status, seconds)
     event: Mark = "tunnel_end" if request.upgrade is not None and _tunnels(request, status) else "request"
-    entry = take_down(request, status, seconds, snapshot.version, event)
-    if snapshot.log is not None:
-        snapshot.log.write(entry)
+    entry = _tell(live, snapshot, request, response, status, seconds, event)
     live.history.add(request, status, entry)
+
+
+def _tell(
+    live: Live,
+    snapshot: Snapshot,
+    request: Request,
+    response: Response | None,
+    status: int,
+    seconds: float,
+    event: Mark,
+) -> Entry:
+    """Takes a request down for the log, and for whoever looks on."""
+    log, tap = snapshot.log, live.tap
+    entry = take_down(request, status, seconds, snapshot.version, event)
+    if log is not None:
+        log.write(entry)
+    if tap is not None:
+        tap(request, response, status, entry)
+    return entry
 
 
 def make_refusals(live: Live, inbound: bool) -> Callable[[Refusal], None]:
@@ -295,9 +318,7 @@ def make_refusals(live: Live, inbound: bool) -> Callable[[Refusal], None]:
         code = CODES[refusal.code]
         request.code, request.flags, request.detail = code.name, code.flag, refusal.reason
         (snapshot.inbound if inbound else snapshot.outbound).unmatched.finish(request, code.status, 0.0)
-        entry = take_down(request, code.status, 0.0, snapshot.version)
-        if snapshot.log is not None:
-            snapshot.log.write(entry)
+        entry = _tell(live, snapshot, request, None, code.status, 0.0, "request")
         live.history.add(request, code.status, entry)
 
     return refused

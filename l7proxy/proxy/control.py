@@ -15,6 +15,7 @@ from l7proxy.core.slices import Steps, between, finish
 from l7proxy.identity.contexts import Identity
 from l7proxy.proxy.compile import Compiler
 from l7proxy.proxy.snapshot import Live, Snapshot
+from l7proxy.proxy.tap import Taps
 from l7proxy.telemetry.facade import Telemetry, resource
 
 KEPT = 8
@@ -56,6 +57,7 @@ class Control:
         snapshot = finish(self._compiler.steps(model))
         live = self.live = Live(snapshot, self._refused, self._failed)
         telemetry.serving = lambda: live.active - live.outbound
+        self.taps = Taps(live, stats)
         finish(self._swap(snapshot))
 
     @property

@@ -7,12 +7,12 @@ from msgspec import Struct
 from l7proxy.config.model import Model, Resource
 from l7proxy.config.model import Route as RouteSpec
 from l7proxy.core.handler import Handler
-from l7proxy.core.message import Request
+from l7proxy.core.message import Request, Response
 from l7proxy.proxy.debug import Debugging
 from l7proxy.proxy.forwarding import Forwarding
 from l7proxy.proxy.identities import InboundIdentity
 from l7proxy.proxy.router import Router
-from l7proxy.telemetry.access import AccessLog
+from l7proxy.telemetry.access import AccessLog, Entry
 from l7proxy.telemetry.history import History
 from l7proxy.telemetry.metrics import RouteMetrics
 from l7proxy.telemetry.tracing import Tracer
@@ -85,7 +85,7 @@ class Live:
     `active` requests that the application makes; the others it serves.
     """
 
-    __slots__ = ("snapshot", "active", "outbound", "max_active", "max_held", "refused", "on_failure", "history")
+    __slots__ = ("snapshot", "active", "outbound", "max_active", "max_held", "refused", "on_failure", "history", "tap")
 
     def __init__(
         self, snapshot: Snapshot, refused: Callable[[str], None], on_failure: Callable[[Request, Exception], None]
@@ -101,3 +101,5 @@ class Live:
         """Told of a policy that raised what is not a ProxyError."""
         self.history = History()
         """The requests that finished last."""
+        self.tap: Callable[[Request, Response | None, int, Entry], None] | None = None
+        """Told of every request at its end, while somebody looks; see `proxy.tap`."""

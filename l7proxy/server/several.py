@@ -5,14 +5,17 @@ from typing import Any, cast
 
 from l7proxy.admin import answers
 from l7proxy.admin.declare import Refused
+from l7proxy.admin.tapping import Source
 from l7proxy.core.stats import Stats
 from l7proxy.identity.report import ShownIdentity
 from l7proxy.proxy.control import NotKept
 from l7proxy.proxy.decision import Question
 from l7proxy.proxy.explanation import Explanation
+from l7proxy.proxy.tap import Wanted
 from l7proxy.proxy.why import Why
 from l7proxy.server.channel import WorkerGone
-from l7proxy.server.view import ALIKE, FAILURES
+from l7proxy.server.merged import MergedTap
+from l7proxy.server.view import ALIKE, FAILURES, log_tap
 from l7proxy.server.workers import Workers
 from l7proxy.telemetry.access import Record
 from l7proxy.telemetry.log import Level
@@ -88,6 +91,12 @@ class SeveralView:
                 if known is not item:
                     known["active"] += item["active"]
         return list(total.values())
+
+    async def tap(self, wanted: Wanted) -> Source:
+        tap = MergedTap(self._workers, wanted)
+        await tap.begin()
+        log_tap(self._workers.telemetry.log, wanted)
+        return tap
 
     async def drain(self) -> None:
         await self._workers.begin_drain()

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from l7proxy.admin import answers
+from l7proxy.admin.tapping import Source
 from l7proxy.config.model import Resource
 from l7proxy.core.slices import between
 from l7proxy.core.stats import Stats
@@ -19,11 +20,12 @@ from l7proxy.proxy.control import Control
 from l7proxy.proxy.decision import Question
 from l7proxy.proxy.explain import Explainer, explaining
 from l7proxy.proxy.explanation import Explanation
+from l7proxy.proxy.tap import Wanted
 from l7proxy.proxy.why import Why, remembered
 from l7proxy.server.drain import Drain
 from l7proxy.server.listeners import Listeners
 from l7proxy.telemetry.access import Record, record
-from l7proxy.telemetry.log import Level
+from l7proxy.telemetry.log import Level, Log
 
 _CONNECTIONS = 50
 """Connections that are looked at in one go."""
@@ -165,5 +167,15 @@ class View:
     def failures(self) -> list[Record]:
         return [record(*entry) for entry in self._control.live.history.failures(FAILURES)]
 
+    async def tap(self, wanted: Wanted) -> Source:
+        tap = self._control.taps.open(wanted)
+        log_tap(self._control.telemetry.log, wanted)
+        return tap
+
     def drain(self) -> None:
         self._drain.begin()
+
+
+def log_tap(log: Log, wanted: Wanted) -> None:
+    """Logs that somebody looks at requests, and at how much of them."""
+    log("info", "tapped", seconds=wanted.seconds, headers=wanted.headers, reveal=wanted.reveal, secrets=wanted.secrets)

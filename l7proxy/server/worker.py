@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from l7proxy.config.model import Model
+from l7proxy.proxy.tap import Batch, Tap, Wanted
 from l7proxy.server import channel
 from l7proxy.server.drain import Report, patience
 from l7proxy.server.listeners import TRAFFIC
@@ -24,6 +25,7 @@ class Worker:
     def __init__(self) -> None:
         self._pieces = Pieces()
         self._running: Process | None = None
+        self._taps: dict[int, Tap] = {}
 
     @property
     def _process(self) -> Process:
@@ -58,6 +60,18 @@ class Worker:
     def view(self, name: str, *arguments: Any) -> Any:
         """Returns what the admin API of this process alone would."""
         return getattr(self._process.view, name)(*arguments)
+
+    def open_tap(self, number: int, wanted: Wanted) -> None:
+        self._taps[number] = self._process.control.taps.open(wanted)
+
+    async def take_from_tap(self, number: int, seconds: float) -> Batch:
+        tap = self._taps.get(number)
+        return await tap.take(seconds) if tap is not None else Batch()
+
+    def close_tap(self, number: int) -> None:
+        tap = self._taps.pop(number, None)
+        if tap is not None:
+            tap.close()
 
     def set_level(self, level: Level) -> None:
         self._process.view.set_level(level)
