@@ -85,6 +85,11 @@ def seconds(text: str) -> float:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def printable(text: str) -> str:
+    """Returns the text without anything that a terminal would obey."""
+    return "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in text)
+
+
 class Sidecar:
     """The admin API at an address."""
 

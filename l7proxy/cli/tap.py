@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from l7proxy.cli import asking
-from l7proxy.cli.asking import NoAnswer, Sidecar
+from l7proxy.cli.asking import NoAnswer, Sidecar, printable
 
 _FILTERS = (
     ("direction", "inbound or outbound"),
@@ -111,21 +111,16 @@ def _lines(told: dict[str, Any]) -> Iterator[str]:
         f"{told['direction']:8}",
         f"{told['status']} {told['flags'] or '-':3}",
         f"{told['duration_ms']:8.1f}ms",
-        f"{_EVENTS[told['event']]}{told['method'] or '?'} {_printable(told['authority'] + told['path'] + query)}",
+        f"{_EVENTS[told['event']]}{told['method'] or '?'} {printable(told['authority'] + told['path'] + query)}",
         f"route {told['route']}" if told["route"] else "no route",
     ]
     if told["upstream"]:
         attempts = f" at attempt {told['attempts']}" if told["attempts"] > 1 else ""
         parts.append(f"to {told['upstream']} {told['endpoint'] or '-'}{attempts}")
-    parts.append(f"from {_printable(told['peer'] or told['source'] or '?')}")
+    parts.append(f"from {printable(told['peer'] or told['source'] or '?')}")
     if told["code"]:
-        parts.append(f"{told['code']}{': ' if told['detail'] else ''}{_printable(told['detail'])}")
+        parts.append(f"{told['code']}{': ' if told['detail'] else ''}{printable(told['detail'])}")
     yield "  ".join(parts)
     for mark, side in ((">", "request_headers"), ("<", "response_headers")):
         for name, value in told.get(side, ()):
-            yield f"    {mark} {_printable(f'{name}: {value}')}"
-
-
-def _printable(text: str) -> str:
-    """Returns the text without anything that a terminal would obey."""
-    return "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in text)
+            yield f"    {mark} {printable(f'{name}: {value}')}"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import msgspec
 
 from l7proxy.cli import asking
-from l7proxy.cli.asking import NoAnswer, Sidecar
+from l7proxy.cli.asking import NoAnswer, Sidecar, printable
 from l7proxy.cli.explain import line, reasons
 from l7proxy.config.load import load
 from l7proxy.core.slices import finish
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
             _print(found, args.json)
         else:
             for failed in msgspec.convert(sidecar.get("/failures"), list[Record]):
-                print(msgspec.json.encode(failed).decode() if args.json else _listed(failed))
+                print(msgspec.json.encode(failed).decode() if args.json else printable(_listed(failed)))
 
     return asking.ask("why", args, work)
 
@@ -105,7 +105,7 @@ def _print(found: list[Why], as_json: bool, more: bool = False) -> None:
             continue
         if more:
             print()
-        print("\n".join(render(why)))
+        print("\n".join(map(printable, render(why))))
         more = True
 
 

@@ -92,6 +92,12 @@ def test_a_log_line_is_explained_by_the_version_that_it_names(sidecar: StartSide
     assert lines[-1] == "note      configuration 0123456789ab is no longer kept: only what was taken down is told"
 
 
+def test_a_log_line_cannot_command_a_terminal(sidecar: StartSidecar, serve: StartServer) -> None:
+    proxy = sidecar(app=serve().address)
+    lines = why(proxy, "--log", json.dumps({**LINE, "path": "/\x1b[2J", "config_version": "0123456789ab"}))
+    assert lines[0] == "request   GET https://orders.svc/\\x1b[2J (inbound, HTTP/1.1)"
+
+
 def test_lines_of_another_day_are_explained_by_another_commit(tmp_path: Path) -> None:
     def write(name: str, rules: str) -> str:
         (tmp_path / name).write_text(
