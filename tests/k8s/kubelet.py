@@ -79,6 +79,9 @@ class Container:
         for path in (*_PATHS, Path(sys.base_prefix)):
             # Where others may not go into a folder above, the container's user may, in this copy.
             above = " ".join(f"{root}{parent}" for parent in path.parents if parent != Path("/"))
+            if not above:
+                # A folder of the root, as /usr is where the system's own Python runs: it is there already.
+                continue
             lines.append(f"mkdir -p {root}{path} && chmod a+x {above} && mount --bind {path} {root}{path}")
         for name, text in self._pod.programs.items():
             program = folder / name
