@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from l7proxy.config.load import load
 from l7proxy.config.model import Model
+from l7proxy.core.address import end_of
 from l7proxy.core.exchange import Exchange
 from l7proxy.core.headers import HOP_BY_HOP, Headers, find, find_all, tokens
 from l7proxy.core.message import Body
@@ -105,8 +106,8 @@ class ForeignExchange:
         self.body = body
         self.extensions: dict[str, Any] = scope.get("extensions") or {}
         self.peer = _peer(self.extensions.get("tls"))
-        self.client: tuple[str, int] | None = scope.get("client")
-        self.server: tuple[str, int] | None = scope.get("server")
+        self.client: tuple[str, int] | None = end_of(scope.get("client"))
+        self.server: tuple[str, int] | None = end_of(scope.get("server"))
         self._trailers = False
         self._send = send
 

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from msgspec import Meta
 
 from l7proxy.core import patterns
+from l7proxy.core.address import network_of
 
 
 class Format(NamedTuple):
@@ -129,7 +130,7 @@ def host_pattern(text: str) -> str:
 def network(text: str) -> str:
     """Returns the block of addresses in its canonical form."""
     try:
-        return str(ipaddress.ip_network(text, strict=False))
+        return str(network_of(text))
     except ValueError:
         raise ValueError(f"{text!r} is not an address or a block like 10.0.0.0/8") from None
 

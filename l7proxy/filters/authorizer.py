@@ -5,7 +5,6 @@ attribute of a request one look-up gives the mask of the rows that its value sat
 masks are joined are those that match. The order is Istio's: DENY, then, if there is any ALLOW policy, ALLOW or denial.
 """
 
-import ipaddress
 import re
 from collections.abc import Callable, Sequence
 from itertools import chain, product
@@ -13,6 +12,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
+from l7proxy.core.address import address_of, network_of
 from l7proxy.core.headers import joined
 from l7proxy.core.message import Request
 from l7proxy.core.patterns import whole
@@ -322,18 +322,17 @@ def _host_finder(patterns: dict[str, int]) -> Callable[[Any], int]:
 
 
 def _address_finder(patterns: dict[str, int]) -> Callable[[Any], int]:
-    networks = [(ipaddress.ip_network(pattern, strict=False), rows) for pattern, rows in patterns.items()]
+    networks = [(network_of(pattern), rows) for pattern, rows in patterns.items()]
 
     def find(value: str | tuple[str, str]) -> int:
         found = 0
         for text in (value,) if isinstance(value, str) else value:
             try:
-                address = ipaddress.ip_address(text)
+                address = address_of(text)
             except ValueError:
                 continue
-            mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-            for network, rows in networks:
-                if (mapped or address) in network:
+            for block, rows in networks:
+                if address in block:
                     found |= rows
         return found
 

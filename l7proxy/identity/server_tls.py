@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, cast, get_args
 
+from l7proxy.core.address import known_as
 from l7proxy.core.stats import Counter, Stats
 from l7proxy.identity import openssl
 from l7proxy.identity.contexts import Identity, Side
@@ -82,7 +83,7 @@ class ServerTls(Side):
     def refused(self, address: Any, refusal: Refused) -> None:
         """Counts and logs one connection that never came to a request."""
         self._failures(refusal.reason).value += 1
-        source = address[0] if isinstance(address, tuple) else ""
+        source = known_as(address[0]) if isinstance(address, tuple) else ""
         self._log(
             "warning", "handshake failed",
             listener=self._listener, source=source, reason=refusal.reason, detail=refusal.detail,

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from functools import lru_cache
-from ipaddress import ip_address, ip_network
 from random import Random
 from typing import Any
 
@@ -11,6 +10,7 @@ from msgspec import Struct
 
 from l7proxy.config.model import APP, Inbound, Match, Model, Resource, Sidecar, Upstream, UpstreamTls
 from l7proxy.config.model import Route as RouteSpec
+from l7proxy.core.address import address_of, network_of
 from l7proxy.core.errors import ConfigError, Problem
 from l7proxy.core.extras import MissingExtra
 from l7proxy.core.handler import Build, Filter, Handler, Keep, RouteInfo
@@ -365,13 +365,12 @@ def _admits(inbound: Inbound | None) -> Callable[[str], bool] | None:
     """Returns what tells whether an address may connect, None when every one may."""
     if inbound is None or not (inbound.allow_ips or inbound.deny_ips):
         return None
-    allowed = [ip_network(block) for block in inbound.allow_ips]
-    denied = [ip_network(block) for block in inbound.deny_ips]
+    allowed = [network_of(block) for block in inbound.allow_ips]
+    denied = [network_of(block) for block in inbound.deny_ips]
 
     @lru_cache(4096)
     def admits(text: str) -> bool:
-        address = ip_address(text.partition("%")[0])
-        address = getattr(address, "ipv4_mapped", None) or address
+        address = address_of(text)
         if any(address in block for block in denied):
             return False
         return not allowed or any(address in block for block in allowed)

@@ -1,11 +1,11 @@
 """What is asked of a configuration: a request that nobody sends, and the exchange that it is put into."""
 
-import ipaddress
 from collections.abc import Callable
 from typing import Any
 
 from msgspec import Struct
 
+from l7proxy.core.address import address_of
 from l7proxy.core.exchange import CONNECT
 from l7proxy.core.headers import Headers, find, without
 from l7proxy.core.message import Body
@@ -48,7 +48,7 @@ class Asked:
         self.body: Body = b""
         self.upgrade = CONNECT if question.method == "CONNECT" else None
         self.peer: Peer = peer_named(question.identity) if question.identity else ANONYMOUS
-        self.client: tuple[str, int] | None = (str(ipaddress.ip_address(question.source)), 0)
+        self.client: tuple[str, int] | None = (str(address_of(question.source)), 0)
         self.server: tuple[str, int] | None = None
         self.destination: tuple[str, int] | None = None
         self.status = 0

@@ -1,8 +1,8 @@
 """Who the client says it is, and how much of that is believed: `x-forwarded-*` and the headers that only we may set."""
 
-import ipaddress
 from collections.abc import Callable, Sequence
 
+from l7proxy.core.address import Address, Network, address_of, network_of
 from l7proxy.core.headers import Headers, joined
 from l7proxy.core.message import Request
 from l7proxy.identity.xfcc import Mode, rewriter
@@ -11,8 +11,6 @@ _UNTRUSTED = (b"x-forwarded-", b"x-l7proxy-", b"x-envoy-", b"x-request-id")
 _OURS = (b"x-l7proxy-", b"x-envoy-")
 _STARTS = frozenset((b"x-", b"x_", b"fo"))
 """How a header begins that might be one of these."""
-
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class Forwarding:
@@ -30,7 +28,7 @@ class Forwarding:
         mode: Mode = "SANITIZE_SET",
         by: Callable[[], str] = str,
     ) -> None:
-        networks = {entry: network for entry in trusted if (network := _network(entry)) is not None}
+        networks = {entry: block for entry in trusted if (block := _network(entry)) is not None}
         self._identities = frozenset(entry for entry in trusted if entry not in networks)
         self._networks = list(networks.values())
         self._hops = hops
@@ -66,7 +64,7 @@ class Forwarding:
         return request.peer.identity in self._identities or self._is_proxy(_address(request.source))
 
     def _is_proxy(self, address: Address | None) -> bool:
-        return address is not None and any(address in network for network in self._networks)
+        return address is not None and any(address in block for block in self._networks)
 
     def _append(self, request: Request) -> None:
         chain = joined(request.headers, b"x-forwarded-for")
@@ -118,14 +116,13 @@ def _address(text: str) -> Address | None:
     elif text.count(":") == 1:
         text = text.partition(":")[0]
     try:
-        address = ipaddress.ip_address(text)
+        return address_of(text)
     except ValueError:
         return None
-    return getattr(address, "ipv4_mapped", None) or address
 
 
-def _network(entry: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
+def _network(entry: str) -> Network | None:
     try:
-        return ipaddress.ip_network(entry, strict=False)
+        return network_of(entry)
     except ValueError:
         return None

@@ -5,6 +5,7 @@ import select
 from collections.abc import Callable, Iterable
 from typing import Any, Final, cast
 
+from l7proxy.core.address import end_of
 from l7proxy.core.drive import Drive
 from l7proxy.core.errors import CODES, ProxyError, proxy_status
 from l7proxy.core.exchange import CONNECT, Refusal
@@ -83,8 +84,8 @@ class H1Protocol(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
         self.transport.set_write_buffer_limits(HIGH_WATER)
         self._out = Corked(self.transport, self.listener.outbox)
-        self.client = _address(transport.get_extra_info("peername"))
-        self.server = _address(transport.get_extra_info("sockname"))
+        self.client = end_of(transport.get_extra_info("peername"))
+        self.server = end_of(transport.get_extra_info("sockname"))
         listener = self.listener
         listener.opened(self)
         if listener.timeouts.max_age != NEVER:
@@ -491,7 +492,3 @@ def _has_unread(transport: asyncio.Transport) -> bool:
     poll = select.poll()
     poll.register(sock.fileno(), select.POLLIN)
     return bool(poll.poll(0))
-
-
-def _address(name: Any) -> tuple[str, int] | None:
-    return (name[0], name[1]) if isinstance(name, tuple) else None

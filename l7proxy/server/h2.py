@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from l7proxy.core import grpc
+from l7proxy.core.address import end_of
 from l7proxy.core.errors import CODES, proxy_status
 from l7proxy.core.exchange import Refusal
 from l7proxy.core.peer import ANONYMOUS, Peer
@@ -85,8 +86,8 @@ class H2Protocol(asyncio.Protocol):
     def _begin(self, transport: asyncio.Transport) -> None:
         self.transport = transport
         transport.set_write_buffer_limits(HIGH_WATER)
-        self.client = _address(transport.get_extra_info("peername"))
-        self.server = _address(transport.get_extra_info("sockname"))
+        self.client = end_of(transport.get_extra_info("peername"))
+        self.server = end_of(transport.get_extra_info("sockname"))
         listener = self.listener
         if listener.timeouts.max_age != NEVER:
             # Jittered by a tenth, so that connections made together do not end together.
@@ -381,7 +382,3 @@ class H2Protocol(asyncio.Protocol):
         if self.session.paused:
             self.session.paused = False
             held.size -= HIGH_WATER
-
-
-def _address(name: Any) -> tuple[str, int] | None:
-    return (name[0], name[1]) if isinstance(name, tuple) else None

@@ -13,7 +13,7 @@ class Client:
     """One TCP connection. Every wait is bounded by `timeout` seconds (TimeoutError)."""
 
     def __init__(self, address: Address, timeout: float = 10.0, receive_buffer: int | None = None) -> None:
-        self.sock = socket.socket()
+        self.sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
         if receive_buffer:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.sock.settimeout(timeout)
