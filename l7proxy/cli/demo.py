@@ -2,28 +2,23 @@
 
 import argparse
 import contextlib
-import http.client
 import itertools
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
+from l7proxy.cli import demo_prometheus
+from l7proxy.cli.demo_processes import ENDING, Children, ask, interrupt, wait
 from l7proxy.cli.demo_services import Orders, Web, start
 from l7proxy.identity.dev import DevCa
 
 HELP = "run two small services with a sidecar beside each, and traffic between them"
 
-READY_SECONDS = 15.0
-ENDING_SECONDS = 3.0
 NAMES = ("localhost", "127.0.0.1")
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _WEB = """\
 # The sidecar of `web`: its inbound side takes requests from outside, its outbound side those that `web` makes.
@@ -111,8 +106,8 @@ def run(args: argparse.Namespace) -> int:
     if args.rate <= 0:
         print("l7proxy demo: --rate must be more than nothing", file=sys.stderr)
         return 2
-    for number in _ENDING:
-        signal.signal(number, _interrupt)
+    for number in ENDING:
+        signal.signal(number, interrupt)
     with contextlib.ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="l7proxy-demo-"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -120,14 +115,15 @@ def run(args: argparse.Namespace) -> int:
             return _demo(stack, folder, args.rate)
         except KeyboardInterrupt:
             # The end is bounded in time; another signal would only leave something running.
-            for number in _ENDING:
+            for number in ENDING:
                 signal.signal(number, signal.SIG_IGN)
             print("\nending the demo", flush=True)
             return 0
 
 
 def _demo(stack: contextlib.ExitStack, folder: Path, rate: float) -> int:
-    names = ("web_in", "web_out", "web_admin", "web_metrics", "orders_in", "orders_admin", "orders_metrics")
+    web_ports = ("web_in", "web_out", "web_admin", "web_metrics")
+    names = (*web_ports, "orders_in", "orders_admin", "orders_metrics", "prometheus")
     port = dict(zip(names, _free_ports(len(names)), strict=True))
     web = start(Web(("127.0.0.1", port["web_out"])))
     orders = start(Orders())
@@ -155,23 +151,23 @@ def _demo(stack: contextlib.ExitStack, folder: Path, rate: float) -> int:
     ca.save(folder / "certs")
     for name in ("web", "orders", "visitor"):
         ca.issue_files(folder / "certs" / name, f"spiffe://demo/ns/demo/sa/{name}", [*NAMES, f"{name}.demo"])
-    sidecars: list[subprocess.Popen[bytes]] = []
-    stack.callback(_end, sidecars)
+    children = Children()
+    stack.callback(children.end)
     for name, text in texts.items():
         (folder / name).mkdir()
         (folder / name / "sidecar.yaml").write_text(text)
-        sidecar = subprocess.Popen(
-            [sys.executable, "-m", "l7proxy", "run", "-c", str(folder / name)],
-            stderr=(folder / f"{name}.err").open("wb"),
-        )
-        sidecars.append(sidecar)
-    if not _wait(lambda: all(_ask(port[name], "/ready") == 200 for name in ("orders_admin", "web_admin"))):
+        children.spawn([sys.executable, "-m", "l7proxy", "run", "-c", str(folder / name)], folder / f"{name}.err")
+    if not wait(lambda: all(ask(port[name], "/ready") == 200 for name in ("orders_admin", "web_admin"))):
         for name in texts:
             print(f"the sidecar of {name} says:\n{(folder / f'{name}.err').read_text()}", file=sys.stderr)
         return 1
     _say(folder, port)
     traffic = threading.Thread(target=_traffic, args=(port["web_in"], rate), daemon=True)
     traffic.start()
+    demo_prometheus.start(
+        children, folder / "prometheus", port["prometheus"], [port["web_metrics"], port["orders_metrics"]]
+    )
+    print(f"\nCtrl-C ends the demo and removes {folder}.", flush=True)
     while True:
         # Not signal.pause(): a signal that comes just before it would be waited for in vain.
         time.sleep(0.2)
@@ -201,8 +197,7 @@ Identity decides (one curl is allowed, one is denied, one is refused in the hand
   curl -i --cacert ca.crt --cert web/tls.crt --key web/tls.key {orders}
   curl -i --cacert ca.crt --cert visitor/tls.crt --key visitor/tls.key {orders}
   curl -i --cacert ca.crt {orders}
-
-Ctrl-C ends the demo and removes {folder}.""",
+""",
         flush=True,
     )
 
@@ -212,52 +207,9 @@ def _traffic(port: int, rate: float) -> None:
     pause = 1.0 / rate
     due = time.monotonic()
     for number in itertools.count(1):
-        _ask(port, "/" if number % 25 else "/admin")
+        ask(port, "/" if number % 25 else "/admin")
         due = max(due + pause, time.monotonic() - 1.0)
         time.sleep(max(due - time.monotonic(), 0.0))
-
-
-def _ask(port: int, path: str) -> int:
-    """Returns the status of one request, 0 when there was no answer."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-    try:
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        answer.read()
-        return answer.status
-    except (OSError, http.client.HTTPException):
-        return 0
-    finally:
-        connection.close()
-
-
-def _wait(ready: Callable[[], bool]) -> bool:
-    end = time.monotonic() + READY_SECONDS
-    while not ready():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.05)
-    return True
-
-
-def _end(sidecars: list[subprocess.Popen[bytes]]) -> None:
-    """Ends the sidecars; the second signal says not to wait for idle connections."""
-    for patience in (ENDING_SECONDS / 10, ENDING_SECONDS):
-        for sidecar in sidecars:
-            if sidecar.poll() is None:
-                sidecar.terminate()
-        end = time.monotonic() + patience
-        for sidecar in sidecars:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                sidecar.wait(max(end - time.monotonic(), 0.01))
-    for sidecar in sidecars:
-        if sidecar.poll() is None:
-            sidecar.kill()
-            sidecar.wait()
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _free_ports(count: int) -> list[int]:
