@@ -299,7 +299,7 @@ def test_h2load_finds_no_fault(outward: str, proxies: dict[tuple[str, str], Side
     proxy = proxies["plain", outward]
     command = ["h2load", "-n2000", "-c4", "-m50", f"http://127.0.0.1:{proxy.inbound[1]}/bytes/2000"]
     run = subprocess.run(command, capture_output=True, timeout=60, text=True)
-    assert "2000 succeeded, 0 failed, 0 errored" in run.stdout
+    assert "2000 succeeded, 0 failed, 0 errored" in run.stdout, (run.stdout, proxy.process.stderr)
 
 
 def test_alpn_decides_where_an_upstream_says_auto(
