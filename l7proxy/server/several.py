@@ -1,5 +1,6 @@
 """What the admin API is told of several processes; see `admin.app.AdminView`."""
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ from l7proxy.proxy.why import Why
 from l7proxy.server.channel import WorkerGone
 from l7proxy.server.merged import MergedTap
 from l7proxy.server.view import ALIKE, FAILURES, log_tap
-from l7proxy.server.workers import Workers
+from l7proxy.server.workers import PATIENCE, Workers
 from l7proxy.telemetry.access import Record
 from l7proxy.telemetry.log import Level
 
@@ -47,7 +48,11 @@ class SeveralView:
             return "draining"
         if not self._workers.complete:
             return "waiting for workers"
-        answers = await self._workers.every("view", "not_ready")
+        try:
+            async with asyncio.timeout(PATIENCE):
+                answers = await self._workers.every("view", "not_ready")
+        except TimeoutError:
+            return "a worker does not answer"
         return next(filter(None, answers), "") if answers else "no worker serves"
 
     def not_live(self) -> str:

@@ -32,6 +32,9 @@ class Worker:
         assert self._running is not None
         return self._running
 
+    def ping(self) -> None:
+        """Says that we live: the answer is all that is asked for."""
+
     def missing(self, digests: list[Digest]) -> list[Digest]:
         return self._pieces.missing(digests)
 

@@ -36,6 +36,12 @@ BACKOFF = 0.1
 BACKOFF_MAX = 10.0
 YOUNG = 30.0
 """Seconds after which a worker is not held for one that dies as soon as it starts."""
+SILENCE = 10
+"""Seconds without a sign of life after which a worker is ended: all that is done in every worker waits for it."""
+PATIENCE = 2.0
+"""Seconds that probes and scrapes wait for a worker that may hang."""
+_STARTING, _CLOSING = 60.0, 5.0
+"""Seconds for a worker to begin to serve, and to end."""
 
 
 class Worker:
@@ -61,6 +67,24 @@ class Worker:
     async def prepare(self, head: Model, pieces: list[Piece]) -> None:
         """Lets the worker compile a model. Raises ConfigError."""
         await self.call("prepare", head, await self.load(pieces))
+
+    async def ended(self) -> bool:
+        """Returns once the worker is gone: True if it is still there, but has given no sign of life for too long."""
+        while not self.caller.gone.done():
+            sign = asyncio.create_task(self._sign())
+            # In turns of our event loop: where all processes were stopped, the clock alone says nothing of this one.
+            for _ in range(SILENCE):
+                if (await asyncio.wait([sign], timeout=1))[0]:
+                    break
+            else:
+                sign.cancel()
+                return True
+            await asyncio.wait([self.caller.gone], timeout=1)
+        return False
+
+    async def _sign(self) -> None:
+        with suppress(WorkerGone):
+            await self.call("ping")
 
     async def end(self) -> int:
         """Hangs up, and waits until the process is gone; returns its exit status."""
@@ -179,8 +203,9 @@ class Workers:
         """Returns the metrics of all processes added up, with what those counted that have ended."""
 
         async def look(worker: Worker) -> None:
-            with suppress(WorkerGone):
-                worker.last = await worker.call("dump")
+            with suppress(WorkerGone, TimeoutError):
+                async with asyncio.timeout(PATIENCE):
+                    worker.last = await worker.call("dump")
 
         await asyncio.gather(*map(look, list(self.live.values())))
         return add_up([await dump(self._stats), *(worker.last for worker in self.live.values()), self._departed])
@@ -189,7 +214,9 @@ class Workers:
         """Ends everything."""
         for keeper in self._keepers:
             keeper.cancel()
-        await self.every("close")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSING):
+                await self.every("close")
         self.listeners.close()
         await asyncio.gather(*(worker.end() for worker in self.live.values()))
         self.telemetry.close()
@@ -227,9 +254,10 @@ class Workers:
         worker = Worker(number, popen, await connect(ours))
         head, pieces = self._packed
         try:
-            await worker.call("start", head, await worker.load(pieces), descriptors, self.telemetry.log.level)
-            if self.draining:
-                await worker.call("begin_drain")
+            async with asyncio.timeout(_STARTING):
+                await worker.call("start", head, await worker.load(pieces), descriptors, self.telemetry.log.level)
+                if self.draining:
+                    await worker.call("begin_drain")
         except BaseException:
             await worker.end()
             raise
@@ -245,7 +273,10 @@ class Workers:
         pause = BACKOFF
         while True:
             worker, born = self.live[number], time.monotonic()
-            await asyncio.wait([worker.caller.gone])
+            if await worker.ended():
+                self.telemetry.log("error", "worker hangs", worker=number, pid=worker.popen.pid, seconds=SILENCE)
+                worker.popen.kill()
+                await asyncio.wait([worker.caller.gone])
             del self.live[number]
             status = await worker.end()
             self._restarts.value += 1
