@@ -1,5 +1,6 @@
 """From a model to a snapshot: every decision that does not depend on the request is taken here, once."""
 
+import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from functools import lru_cache
@@ -33,6 +34,9 @@ from l7proxy.telemetry.facade import Telemetry, resource
 from l7proxy.telemetry.tracing import Tracer
 from l7proxy.upstream.cluster import Cluster
 
+_MISTAKES = (ConfigError, MissingExtra, ValueError, KeyError)
+"""What a policy raises that cannot be compiled as it is written."""
+
 
 class _Memo(Struct):
     """What a route was compiled to, and what it asked to be kept."""
@@ -54,7 +58,12 @@ class _Retired:
 
     def close(self) -> None:
         for action in self.actions:
-            action()
+            try:
+                action()
+            except Exception as failure:
+                # Whatever was not let go of, the configuration that comes after is live.
+                context = {"message": "a policy failed as it was let go of", "exception": failure}
+                asyncio.get_running_loop().call_exception_handler(context)
 
 
 class Compiler:
@@ -115,7 +124,7 @@ class Compiler:
             towards_us = document.spec.direction == "inbound"
             try:
                 route = self._route(document)
-            except (ConfigError, MissingExtra, ValueError, KeyError) as error:
+            except _MISTAKES as error:
                 file, line = document.where("spec")
                 problems += error.problems if isinstance(error, ConfigError) else [Problem(file, line, str(error))]
                 continue
@@ -303,7 +312,13 @@ class Compiler:
 
     def wrap(self, policy: Filter, inner: Handler, build: Build) -> Handler:
         """Returns the handler of one policy around `inner`."""
-        handle = policy.wrap(inner, build)
+        try:
+            handle = policy.wrap(inner, build)
+        except _MISTAKES:
+            raise
+        except Exception as failure:
+            # Whatever a policy of another package stumbles over: what is live goes on.
+            raise ValueError(f"policies.{policy.name}: {type(failure).__name__}: {failure}") from failure
         return watched(policy.name, handle) if self._watches else handle
 
     def end(self, upstream: str, handle: Handler) -> Handler:
