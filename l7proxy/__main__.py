@@ -15,6 +15,7 @@ VERBS = {
     "top": "watch the requests of a running sidecar by route and upstream",
     "tap": "watch single requests of a running sidecar as they end",
     "test": "hold a configuration to the cases of test files",
+    "diff": "say what changes between two configurations, as decisions on requests",
     "schema": "print the JSON Schema of the configuration",
     "demo": "run two services with a sidecar each",
     "admin": "ask a running sidecar over its admin API or its probes",

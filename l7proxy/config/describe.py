@@ -1,6 +1,7 @@
 """What the types of the configuration tell about themselves, for the JSON Schema and the reference."""
 
 import inspect as python
+import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -57,6 +58,31 @@ def keys(cls: type) -> Iterator[Key]:
 def text(cls: type) -> str:
     """Returns what the docstring of a block says."""
     return python.cleandoc(cls.__doc__ or "")
+
+
+def said(block: msgspec.Struct, path: str = "") -> dict[str, str]:
+    """Returns each value of a block by its path (`perTry`, `request.set.x-tenant`), as YAML writes it.
+
+    What has no value is left out, and so are files: in another checkout they stand in another folder.
+    """
+    found: dict[str, str] = {}
+    for key, name in zip(keys(type(block)), block.__struct_fields__, strict=True):
+        value = getattr(block, name)
+        if isinstance(value, msgspec.Struct):
+            found.update(said(value, f"{path}{key.name}."))
+        elif isinstance(value, dict):
+            found.update((f"{path}{key.name}.{entry}", _written(inner, None)) for entry, inner in value.items())
+        elif value is not None and value != () and (key.shape.format is None or key.shape.format.name != "file"):
+            found[path + key.name] = _written(value, key.shape.format)
+    return found
+
+
+def _written(value: Any, format: Format | None) -> str:
+    if format is not None:
+        return format.show(value)
+    if isinstance(value, tuple):
+        value = [_plain(item) for item in value]
+    return value if isinstance(value, str) else json.dumps(value, default=_plain)
 
 
 def _default(field: inspect.Field, inner: Shape) -> Any:

@@ -17,6 +17,9 @@ Pattern = Annotated[str, Meta(min_length=1, pattern=r"^(\*|\*?[^*]+|[^*]+\*)$")]
 """A text, or the part of one before or after a `*`; `*` alone is any text but none."""
 Mode = Literal["ENFORCE", "SHADOW"]
 
+SHADOW_DENIED = "shadow denied"
+"""What traces say of a request that rules in the shadow would have denied."""
+
 _DECLARED = 100
 """Rules of one route whose counters exist before they first deny."""
 
@@ -161,7 +164,7 @@ def guard(authorizer: Authorizer, inner: Handler, build: Build, policy: str) -> 
             shadow_denied(name).value += 1
             log("warning", "shadow denial", route=route, rule=name, where=where, **_describe(request))
             if trace is not None:
-                trace.verdict(policy, name, "shadow denied", where)
+                trace.verdict(policy, name, SHADOW_DENIED, where)
         if trace is not None:
             by = verdict.rule
             trace.verdict(policy, by.name if by else "no rule denies", "allowed", by.where if by else rules.where)

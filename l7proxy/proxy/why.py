@@ -74,7 +74,7 @@ async def remembered(entry: Entry, explain: Explain) -> Why:
 async def account(line: Record, explain: Explain, attempts: Sequence[Tried] = (), client: str = "") -> Why:
     """Returns why the request of a log line went as it went; `client` is the address that trusted proxies named."""
     explanation, notes = None, []
-    asked = _question(line, client)
+    asked = question(line, client)
     if line.event == "tunnel_open":
         notes.append("the tunnel was still open: another line tells of its end")
     if asked is None:
@@ -91,7 +91,8 @@ async def account(line: Record, explain: Explain, attempts: Sequence[Tried] = ()
     return Why(line, tuple(attempts), explanation, tuple(notes))
 
 
-def _question(line: Record, client: str) -> Question | None:
+def question(line: Record, client: str = "") -> Question | None:
+    """Returns what asks for the decision about the request of a log line, None where the line does not say enough."""
     if not line.method or (not line.route and line.code and line.code not in _UNROUTED and not line.attempts):
         return None
     if line.path.endswith(CUT) and len(line.path) > LONGEST:
@@ -103,18 +104,24 @@ def _question(line: Record, client: str) -> Question | None:
 
 def _differences(line: Record, told: Explanation) -> list[str]:
     """Says where the explanation is not what happened, and what may be the reason."""
-    route = told.route.name if told.route is not None else ""
-    code = told.answer.code if told.answer is not None else ""
-    unknown = "what was not taken down of it (header fields, parameters) made the difference"
     if told.version != line.config_version:
         return [f"this is configuration {told.version}; the request was served by {line.config_version}"]
+    otherwise = deviation(line, told)
+    unknown = "what was not taken down of it (header fields, parameters) made the difference"
+    return [f"as far as it is known it{otherwise}: {unknown}"] if otherwise else []
+
+
+def deviation(line: Record, told: Explanation) -> str:
+    """Returns what an explanation tells that is not what happened, as a sentence goes on; "" where it agrees."""
+    route = told.route.name if told.route is not None else ""
+    code = told.answer.code if told.answer is not None else ""
     if told.refused:
-        return [f"as far as it is known its connection would be refused: {unknown}"]
+        return "s connection would be refused"
     if route != line.route:
-        return [f"as far as it is known it would take {f'route {route}' if route else 'no route'}: {unknown}"]
+        return f" would take {f'route {route}' if route else 'no route'}"
     if line.code == code or (line.code in _OF_THE_MOMENT and not code):
-        return []
-    return [f"as far as it is known it would be {f'answered {code}' if code else 'allowed'}: {unknown}"]
+        return ""
+    return f" would be {f'answered {code}' if code else 'allowed'}"
 
 
 def _tried(start: float, attempt: Attempt) -> Tried:

@@ -139,14 +139,14 @@ def test_wrong_configuration_is_1_and_wrong_usage_2(config, tmp_path):
     assert "did you mean 'namespaces'?" in err
 
 
-def test_the_incident_of_the_page_goes_as_it_is_told(tmp_path):
+def test_the_incidents_of_the_page_go_as_they_are_told(tmp_path):
     page = (Path(__file__).parents[2] / "docs/explain.md").read_text()
     config, cases, *_ = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    for name, text in (("policies", config), ("tests", cases)):
-        (tmp_path / name).mkdir()
+    for name, text in (("base/policies", config), ("policies", config), ("tests", cases)):
+        (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "orders.yaml").write_text(text)
     shown = re.findall(r"^```console\n\$ l7proxy (.*?)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    assert len(shown) == 4
+    assert [command.split()[0] for command, _ in shown] == ["explain", "explain", "test", "why", "diff"]
     line = re.findall(r"^```json\n(.*?)\n```$", page, re.MULTILINE)[-1]
     version = json.loads(l7proxy("explain", "-c", "policies/", "GET", "/", "--json", folder=tmp_path)[1])["version"]
     for command, output in shown:
@@ -155,5 +155,29 @@ def test_the_incident_of_the_page_goes_as_it_is_told(tmp_path):
             assert json.loads(line)["request_id"] == arguments[1]
             arguments = ["why", "--against", "policies/", "--log", line.replace("VERSION", version)]
             output = output.replace("VERSION", version)
+        elif arguments[0] == "diff":
+            change(tmp_path / "policies/orders.yaml", page)
+            (tmp_path / "access.log").write_text("".join(map(served, [line] * 5, [1, 7, 7, 8, 9], "wccc-")))
         out = l7proxy(*arguments, folder=tmp_path)[1]
         assert re.sub("in [0-9]+ ms", "in 2 ms", out) == output
+
+
+def change(file: Path, page: str) -> None:
+    """Does to a file what the page shows as a change."""
+    [patch] = re.findall(r"^```diff\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    before, now = ("".join(f"{text[1:]}\n" for text in patch.splitlines() if text[0] == sign) for sign in "-+")
+    assert before in file.read_text()
+    file.write_text(file.read_text().replace(before, now))
+
+
+def served(line: str, order: int, caller: str) -> str:
+    """The line of a request for an order that was served, made of the one that the page shows."""
+    name = {"w": "shop/sa/web", "c": "shop/sa/checkout", "-": "reports/sa/nightly"}[caller]
+    record = json.loads(line) | {
+        "path": f"/v1/orders/{order}",
+        "route": "read",
+        "status": 200,
+        "code": "",
+        "detail": "",
+    }
+    return json.dumps(record | {"peer": f"spiffe://demo/ns/{name}", "source": "10.0.3.8"}) + "\n"
