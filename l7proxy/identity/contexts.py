@@ -50,6 +50,9 @@ class Identity:
             )
         if peer.expires <= time.time():
             raise Refused("expired", f"certificate expired {span(time.time() - peer.expires)} ago ({peer.identity})")
+        if material.crls_expire <= time.time():
+            # OpenSSL says so in a full handshake; nobody does when a session is resumed.
+            raise Refused("crl", "a revocation list has expired: a newer one must be put in its place")
         if len(material.bundles) > 1:
             bundle = material.bundles.get(domain or material.trust_domain, material.bundles.get(ANY, ()))
             if anchor() not in bundle:

@@ -1,7 +1,7 @@
 """Certificates, keys and trust as they come from a source: read, checked, and held together as one `Material`."""
 
 import datetime
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -20,6 +20,7 @@ from l7proxy.identity.peer import names_of
 from l7proxy.identity.spiffe import parse
 
 _KEYS = (rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey, ed25519.Ed25519PrivateKey, ed448.Ed448PrivateKey)
+NEVER = float("inf")
 ANY = ""
 """The key of authorities that may vouch for every trust domain that is accepted."""
 
@@ -37,13 +38,15 @@ class Material(Struct, frozen=True):
 
     `chain` has the leaf first, `key` is its private key (PKCS #8); both are empty where only trust is configured.
     `bundles` are certificate authorities by the trust domain that they vouch for, `crls` lists of revoked certificates.
-    `identity` is the leaf's SPIFFE ID, else its first DNS name; `expires` its notAfter in seconds since the epoch.
+    `identity` is the leaf's SPIFFE ID, else its first DNS name; `expires` its notAfter in seconds since the epoch, and
+    `crls_expire` when the first of the lists is out of date.
     """
 
     chain: tuple[bytes, ...] = ()
     key: bytes = b""
     bundles: dict[str, tuple[bytes, ...]] = {}
     crls: tuple[bytes, ...] = ()
+    crls_expire: float = NEVER
     identity: str = ""
     trust_domain: str = ""
     dns_names: tuple[str, ...] = ()
@@ -59,7 +62,7 @@ def material(
     chain: Sequence[x509.Certificate] = (),
     key: bytes = b"",
     bundles: dict[str, tuple[bytes, ...]] | None = None,
-    crls: Iterable[bytes] = (),
+    crls: Sequence[x509.CertificateRevocationList] = (),
 ) -> Material:
     """Returns the Material of parsed parts."""
     identity = trust_domain = ""
@@ -76,7 +79,8 @@ def material(
         chain=tuple(certificate.public_bytes(Encoding.DER) for certificate in chain),
         key=key,
         bundles=bundles or {},
-        crls=tuple(crls),
+        crls=tuple(crl.public_bytes(Encoding.DER) for crl in crls),
+        crls_expire=min((crl.next_update_utc.timestamp() for crl in crls if crl.next_update_utc), default=NEVER),
         identity=identity,
         trust_domain=trust_domain,
         dns_names=tuple(dns),

@@ -88,7 +88,7 @@ class Files(Struct, frozen=True):
             raise BadMaterial(problems)
         bundles = {ANY: tuple(found.public_bytes(Encoding.DER) for found in authorities)} if authorities else {}
         try:
-            return material(chain, key, bundles, [crl.public_bytes(Encoding.DER) for crl in crls])
+            return material(chain, key, bundles, crls)
         except ValueError as error:
             raise BadMaterial([(self.cert or "", str(error))]) from None
 

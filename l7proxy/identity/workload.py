@@ -106,7 +106,7 @@ def read(response: Any) -> Material:
         bundles = {own.trust_domain: _bundle(svid.bundle)}
         for name, bundle in response.federated_bundles.items():
             bundles[parse(name if "://" in name else f"spiffe://{name}").trust_domain] = _bundle(bundle)
-        crls = [x509.load_der_x509_crl(der).public_bytes(Encoding.DER) for der in response.crl]
+        crls = [x509.load_der_x509_crl(der) for der in response.crl]
         key = read_key(svid.x509_svid_key, svid.spiffe_id)
         found = material(chain, key, bundles, crls)
     except (ValueError, BadMaterial) as error:

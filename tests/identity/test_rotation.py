@@ -174,6 +174,27 @@ def test_a_session_does_not_outlive_its_certificate(secure: StartSecure, ca: Aut
     wait_for(lambda: "expired" in started.process.stderr)
 
 
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_session_does_not_outlive_the_revocation_list_that_it_was_checked_by(
+    version: ssl.TLSVersion, secure: StartSecure, ca: Authority, web: Pair
+) -> None:
+    end = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=4)
+    started = secure(crl=str(ca.revoke(next_update=end)))
+    made = context(ca, web, maximum_version=version)
+    with TlsClient(started.inbound, made) as client:
+        assert client.get("/", "orders").status == 200
+        session = client.tls.session
+
+    def refused(session: ssl.SSLSession | None) -> bool:
+        try:
+            return ask(started.inbound, made, session=session).status != 200
+        except (ssl.SSLError, OSError, Closed):
+            return True
+
+    wait_for(lambda: refused(None), 10)
+    assert refused(session)
+
+
 def test_a_connection_ends_with_its_certificate(secure: StartSecure, ca: Authority) -> None:
     started = secure()
     end = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=3)
