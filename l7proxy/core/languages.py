@@ -196,12 +196,11 @@ class _Reader:
         return Bytes(self._folded(1 << byte))
 
     def _group(self) -> Node | None:
-        if self._takes(b"?"):
-            if not self._takes(b":"):
-                if self._takes(b"P<") or self._takes(b"<"):
-                    self.at = self.text.index(b">", self.at) + 1
-                else:
-                    return self._flags()
+        if self._takes(b"?") and not self._takes(b":"):
+            if self._takes(b"P<") or self._takes(b"<"):
+                self.at = self.text.index(b">", self.at) + 1
+            else:
+                return self._flags()
         node = self.alternatives(False)
         self._next()
         return node

@@ -4,7 +4,7 @@ All automata run side by side as one (the subset construction). Every set of pos
 shorter words first, so that no class is left out and each is represented by a short word.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Generic, TypeVar
 
 from msgspec import Struct
@@ -41,31 +41,41 @@ class Class(Struct, Generic[Key], frozen=True):
 
 
 def partition(
-    languages: Mapping[Key, Language], within: Iterable[Language], symbols: Sequence[Symbol] = BYTES
+    languages: Mapping[Key, Language],
+    within: Iterable[Language],
+    symbols: Sequence[Symbol] = BYTES,
+    prefer: Iterable[bytes] = (),
 ) -> list[Class[Key]]:
     """Returns the classes of the words that are in all languages of `within`; raises Undecided when they are too many.
 
-    Words are made of `symbols`, of which the earlier are preferred.
+    Words are made of `symbols`, of which the earlier are preferred. A class that holds a word of `prefer`, all of whose
+    bytes are symbols, is represented by it.
     """
     keys = list(languages)
     bounds = list(within)
-    runs = _Runs([*bounds, *languages.values()])
-    alphabet = _alphabet(runs.masks, symbols)
+    runs = _Runs([*bounds, *languages.values()], len(bounds))
+    alphabet = runs.alphabet(symbols)
     found: dict[frozenset[Key], bytes] = {}
-    start = frozenset(_STARTS)
-    seen = {start}
-    layer = [(start, b"")]
+
+    def visit(state: int, word: bytes) -> None:
+        places = runs.accepting(state)
+        if places is not None:
+            found.setdefault(frozenset(keys[place - len(bounds)] for place in places), word)
+
+    for word in prefer:
+        state = runs.start
+        for byte in word:
+            state = runs.step(state, (bytes((byte,)),) * 2)
+        visit(state, word)
+    seen = {runs.start}
+    layer = [(runs.start, b"")]
     while layer:
         following = []
         for state, word in layer:
-            accepting = runs.accepting(state)
-            if all(place in accepting for place in range(len(bounds))):
-                of = frozenset(keys[place - len(bounds)] for place in accepting if place >= len(bounds))
-                found.setdefault(of, word)
-            step = runs.stepper(state)
+            visit(state, word)
             for symbol in alphabet:
-                reached = step(symbol)
-                if reached in seen or not runs.alive(reached, len(bounds)):
+                reached = runs.step(state, symbol)
+                if reached in seen or not runs.alive(reached):
                     continue
                 if len(seen) == MOST:
                     raise Undecided(f"the patterns overlap in more than {MOST} ways")
@@ -75,79 +85,97 @@ def partition(
     return [Class(word, of) for of, word in found.items()]
 
 
-_STARTS = (-1, -2)
-"""Where the automata of words as they are written and as they are read begin."""
-
-
 class _Runs:
-    """Several automata as one, their positions numbered through; a state is a set of positions."""
+    """Several automata as one, of which the first are bounds.
 
-    def __init__(self, languages: Sequence[Language]) -> None:
-        self.masks: list[int] = []
-        self._follow: dict[int, frozenset[int]] = {start: frozenset() for start in _STARTS}
+    Positions are numbered through; a state is the set of those where a word may have come to, as bits. The last two
+    bits are where the automata of words as they are written and as they are read begin.
+    """
+
+    def __init__(self, languages: Sequence[Language], bounds: int) -> None:
+        built = [automaton(language.node) for language in languages]
+        count = sum(len(one.masks) for one in built)
+        starts = count, count + 1
+        self.start = 0b11 << count
+        self._bounds = bounds
+        self._follow: list[int] = [0] * (count + 2)
+        self._of = [0] * len(languages)
         self._owner: list[int] = []
-        self._last: set[int] = set()
-        self._empty: set[int] = set()
-        self._read: set[int] = {_STARTS[1]}
-        for place, language in enumerate(languages):
-            built, first = automaton(language.node), len(self.masks)
-            self.masks += built.masks
-            self._owner += [place] * len(built.masks)
-            start = _STARTS[language.read]
-            self._follow[start] |= {first + position for position in built.first}
-            for position, after in enumerate(built.follow, first):
-                self._follow[position] = frozenset(first + follower for follower in after)
-            self._last |= {first + position for position in built.last}
+        self._last = self._read = 0
+        self._empty = [place for place, one in enumerate(built) if one.empty]
+        masks: list[int] = []
+        for place, (language, one) in enumerate(zip(languages, built, strict=True)):
+            first = len(masks)
+            masks += one.masks
+            self._owner += [place] * len(one.masks)
+            self._of[place] = (1 << len(masks)) - (1 << first)
+            self._follow[starts[language.read]] |= _bits(one.first) << first
+            for position, after in enumerate(one.follow, first):
+                self._follow[position] = _bits(after) << first
+            self._last |= _bits(one.last) << first
             if language.read:
-                self._read |= set(range(first, len(self.masks)))
-            if built.empty:
-                self._empty.add(place)
+                self._read |= self._of[place] | 1 << starts[1]
+        self._part = _parts(masks)
+        self._by = {
+            part: _bits(position for position, mask in enumerate(masks) if mask >> byte & 1)
+            for byte, part in reversed(self._part.items())
+        }
+        self._known: dict[int, int] = {}
 
-    def accepting(self, state: frozenset[int]) -> set[int]:
-        """Returns which automata accept the words that lead to a state."""
-        if -1 in state:
-            return self._empty
-        return {self._owner[position] for position in state & self._last}
+    def alphabet(self, symbols: Iterable[Symbol]) -> list[Symbol]:
+        """Returns the first of all symbols that no automaton tells apart."""
+        chosen: dict[tuple[tuple[int, ...], ...], Symbol] = {}
+        for symbol in symbols:
+            chosen.setdefault(tuple(tuple(map(self._part.__getitem__, data)) for data in symbol), symbol)
+        return list(chosen.values())
 
-    def alive(self, state: frozenset[int], count: int) -> bool:
-        """Tells whether each of the first `count` automata may still accept."""
-        owners = {self._owner[position] for position in state}
-        return all(place in owners for place in range(count))
+    def accepting(self, state: int) -> list[int] | None:
+        """Returns which automata beyond the bounds accept the words that lead to a state, None if not all bounds do."""
+        places = self._empty if state == self.start else {self._owner[place] for place in _places(state & self._last)}
+        if sum(place < self._bounds for place in places) < self._bounds:
+            return None
+        return [place for place in places if place >= self._bounds]
 
-    def stepper(self, state: frozenset[int]) -> Callable[[Symbol], frozenset[int]]:
-        """Returns the function from a symbol to the state that it leads to."""
-        after = self._after(state)
-        written, read = self._after(state - self._read), self._after(state & self._read)
+    def alive(self, state: int) -> bool:
+        """Tells whether all bounds may still accept."""
+        return all(state & of for of in self._of[: self._bounds])
 
-        def step(symbol: Symbol) -> frozenset[int]:
-            if symbol[0] == symbol[1] and len(symbol[0]) == 1:
-                return self._by(after, symbol[0][0])
-            return self._through(written, symbol[0]) | self._through(read, symbol[1])
+    def step(self, state: int, symbol: Symbol) -> int:
+        """Returns the state that a symbol leads to."""
+        written, read = symbol
+        if written == read:
+            return self._through(state, written)
+        return self._through(state & ~self._read, written) | self._through(state & self._read, read)
 
-        return step
-
-    def _through(self, after: set[int], data: bytes) -> frozenset[int]:
-        state = self._by(after, data[0])
-        for byte in data[1:]:
-            state = self._by(self._after(state), byte)
+    def _through(self, state: int, data: bytes) -> int:
+        for byte in data:
+            after = self._known.get(state)
+            if after is None:
+                after = 0
+                for place in _places(state):
+                    after |= self._follow[place]
+                self._known[state] = after
+            state = after & self._by[self._part[byte]]
         return state
 
-    def _after(self, state: Iterable[int]) -> set[int]:
-        return set[int]().union(*(self._follow[position] for position in state))
 
-    def _by(self, positions: Iterable[int], byte: int) -> frozenset[int]:
-        masks = self.masks
-        return frozenset(position for position in positions if masks[position] >> byte & 1)
+def _bits(places: Iterable[int]) -> int:
+    bits = 0
+    for place in places:
+        bits |= 1 << place
+    return bits
 
 
-def _alphabet(masks: Iterable[int], symbols: Sequence[Symbol]) -> list[Symbol]:
-    """Returns the first of all symbols that no automaton tells apart."""
+def _places(bits: int) -> Iterator[int]:
+    while bits:
+        low = bits & -bits
+        yield low.bit_length() - 1
+        bits ^= low
+
+
+def _parts(masks: Iterable[int]) -> dict[int, int]:
+    """Returns a number for each byte, the same for those that all masks hold or none does."""
     parts = [(1 << 256) - 1]
     for mask in set(masks):
         parts = [part for whole in parts for part in (whole & mask, whole & ~mask) if part]
-    number = {byte: index for index, part in enumerate(parts) for byte in range(256) if part >> byte & 1}
-    chosen: dict[tuple[tuple[int, ...], tuple[int, ...]], Symbol] = {}
-    for symbol in symbols:
-        written, read = symbol
-        chosen.setdefault((tuple(number[byte] for byte in written), tuple(number[byte] for byte in read)), symbol)
-    return list(chosen.values())
+    return {byte: number for number, part in enumerate(parts) for byte in _places(part)}

@@ -268,7 +268,7 @@ def _text_finder(attribute: Attribute, patterns: dict[str, int]) -> Callable[[An
     for pattern, rows in patterns.items():
         if pattern == "*":
             continue
-        if attribute == "path" and _TEMPLATE.search(pattern):
+        if attribute == "path" and is_template(pattern):
             templates.append((template(pattern), rows))
             continue
         if pattern.endswith("*"):
@@ -345,9 +345,19 @@ def _read(text: str) -> bytes:
 
 def template(pattern: str) -> Callable[[bytes], bool]:
     """Returns the matcher of a path with `{*}` (one segment) and `{**}` (any number of them)."""
+    return whole(template_expression(pattern))
+
+
+def is_template(pattern: str) -> bool:
+    """Tells whether a pattern of paths holds `{*}` or `{**}`."""
+    return _TEMPLATE.search(pattern) is not None
+
+
+def template_expression(pattern: str) -> str:
+    """Returns the regular expression of a path with `{*}` and `{**}`."""
     parts = [_literal(_read(part)) for part in _TEMPLATE.split(pattern)]
     holes = ["[^/]+" if hole == "{*}" else ".*" for hole in _TEMPLATE.findall(pattern)]
-    return whole("".join(part + hole for part, hole in zip(parts, [*holes, ""], strict=True)))
+    return "".join(part + hole for part, hole in zip(parts, [*holes, ""], strict=True))
 
 
 def _literal(data: bytes) -> str:

@@ -16,8 +16,8 @@ from l7proxy.identity.peer import peer_named
 class Question(Struct, frozen=True):
     """A request that nobody sends.
 
-    `url` may be a path alone: the host is then that of the `host` header, else `localhost`. `identity` is what the
-    caller's certificate says, "" for a caller without one.
+    `url` may be a path alone, or the `*` of OPTIONS: the host is then that of the `host` header, else `localhost`.
+    `identity` is what the caller's certificate says, "" for a caller without one.
     """
 
     method: str
@@ -92,7 +92,7 @@ def _split(method: str, url: str) -> tuple[str, str, str]:
     """Returns (scheme, authority, target), each as it is written: the proxy must see the path that a client sends."""
     if method == "CONNECT":
         return "http", url, "/"
-    if url.startswith("/"):
+    if url.startswith("/") or (url == "*" and method == "OPTIONS"):
         return "http", "localhost", url
     scheme, _, rest = url.partition("://")
     cut = min((rest.index(mark) for mark in "/?#" if mark in rest), default=len(rest))

@@ -32,7 +32,7 @@ def translated(pattern: str) -> Node | None:
         return None
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(EXPRESSIONS, min_size=1, max_size=3, unique=True), st.lists(WORDS, max_size=20))
 def test_a_word_has_the_matches_of_its_class_as_re2_tells_them(patterns: list[str], words: list[bytes]) -> None:
     nodes = {pattern: node for pattern in patterns if (node := translated(pattern)) is not None}
@@ -97,7 +97,7 @@ def holds(pattern: str, word: str) -> bool:
     return word.endswith(pattern[1:]) if pattern.startswith("*") else word == pattern
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(PATTERNS, max_size=8, unique=True), st.lists(st.text(LETTERS + "x", max_size=8), max_size=20))
 def test_every_word_is_in_a_class_of_wildcards(patterns: list[str], words: list[str]) -> None:
     languages = {pattern: Language(wildcard(pattern, pattern.strip("*").encode())) for pattern in patterns}

@@ -1,0 +1,269 @@
+"""Requests that stand for all: one for each way in which the patterns of a configuration can match a request.
+
+Two requests that the same patterns match are routed and authorised alike, so that to ask one is to ask both. Only
+patterns that matter are told apart: those of the routes that a host and a path can come to, and of their rules.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache, cached_property
+from itertools import chain, product
+from math import prod
+from urllib.parse import quote
+
+from l7proxy.config.model import Match, Model, Resource, Route
+from l7proxy.config.precedence import prefix_key, rank, suffixes
+from l7proxy.core.fields import network
+from l7proxy.core.languages import Undecided
+from l7proxy.filters.authorization import Authorization
+from l7proxy.filters.authorizer import Clause, RuleSet
+from l7proxy.proxy.decision import Question
+from l7proxy.proxy.matchers import (
+    ADDRESS,
+    AMBIGUOUS,
+    CONNECT,
+    HOST,
+    IDENTITY,
+    METHOD,
+    OPTIONS,
+    PATH,
+    PORT,
+    ROOT,
+    Dimension,
+    Matcher,
+    Member,
+    members,
+    of_clause,
+    of_conditions,
+    of_path,
+)
+
+LIMIT = 100_000
+"""Requests that are enumerated; to ask one takes about 50 us."""
+
+Matchers = frozenset[Matcher]
+
+_CLIENT = ("client", "")
+"""The address that trusted proxies forward, one more dimension where they are believed."""
+
+
+def requests(
+    models: Sequence[Model],
+    inbound: bool = True,
+    within: Sequence[Clause] = (),
+    beside: Sequence[Clause] = (),
+    limit: int = LIMIT,
+) -> Iterator[Question]:
+    """Yields a request of each class that the matchers of all models and of the clauses make together.
+
+    `within` are clauses that all must hold: requests that miss one are left out where that is cheap to tell; those of
+    `beside` are only told apart. Raises Undecided for patterns that no classes can be told of, and where there are more
+    than `limit` classes.
+    """
+    return _Enumeration([_Side(model, inbound) for model in models], inbound, within, beside, limit).requests()
+
+
+class _Entry:
+    """One match of a route, and what is looked at once its host and path match."""
+
+    def __init__(self, route: Resource[Route], match: Match, number: int) -> None:
+        self._route = route
+        self._match = match
+        self.path, self.read = of_path(match), of_path(match, read=True)
+        length = len(prefix_key(match.path.prefix)) if match.path.prefix is not None else 0
+        self.order = ("exact", "prefix", "regex").index(self.path.kind), -length, rank(match), number
+        self.final = not (match.methods or match.headers or match.query)
+
+    @cached_property
+    def paths(self) -> Matchers:
+        """The patterns of paths that may matter."""
+        rules = chain.from_iterable(of_clause(clause) for clause in self._clauses if clause.attribute == "path")
+        return frozenset((self.path, self.read, *rules))
+
+    @cached_property
+    def matters(self) -> Matchers:
+        """All patterns that its conditions and the rules of its route hold against a request."""
+        return frozenset((*of_conditions(self._match), *chain.from_iterable(map(of_clause, self._clauses))))
+
+    @cached_property
+    def _clauses(self) -> list[Clause]:
+        policies = [policy for policy in self._route.spec.policies if isinstance(policy, Authorization)]
+        return [clause for policy in policies for clause in _clauses(policy.rules(lambda path: ("", 0)))]
+
+
+class _Side:
+    """One direction of one model."""
+
+    def __init__(self, model: Model, inbound: bool) -> None:
+        self.hosts: dict[str, list[_Entry]] = {}
+        self.clauses: list[Clause] = []
+        """Of the rules that hold for every route."""
+        self.admission: list[Matcher] = []
+        self.proxies: list[Matcher] = []
+        self.hops = 0
+        self.slashes = True
+        for number, route in enumerate(model.routes):
+            if (route.spec.direction == "inbound") is inbound:
+                for match in route.spec.matches:
+                    for host in dict.fromkeys(route.spec.hosts):
+                        self.hosts.setdefault(host, []).append(_Entry(route, match, number))
+        for entries in self.hosts.values():
+            entries.sort(key=lambda entry: entry.order)
+        spec = model.sidecar.spec.inbound
+        if not inbound or spec is None:
+            return
+        self.slashes = spec.encoded_slashes != "UNESCAPE"
+        self.hops = spec.trusted_hops
+        self.admission = [Matcher(ADDRESS, "block", block) for block in (*spec.allow_ips, *spec.deny_ips)]
+        self.proxies = [_proxy(entry) for entry in spec.trusted_proxies]
+        if "AuthorizationPolicy" in model.others:
+            from l7proxy.config import istio
+
+            rules = istio.rules(model)
+            self.clauses = list(_clauses(rules)) if rules is not None else []
+
+    def at(self, host: str) -> list[_Entry]:
+        """Returns the matches of the most specific pattern that names a host, first of all the first to be tried."""
+        wider = ("*." + suffix.decode() for suffix in suffixes(host.encode()))
+        return next((self.hosts[name] for name in (host, *wider, "*") if name in self.hosts), [])
+
+    def matters(self, entries: Iterable[_Entry], paths: Matchers) -> Matchers:
+        """Returns the patterns that matter to requests whose path these patterns match."""
+        found = set(chain.from_iterable(map(of_clause, self.clauses)))
+        for read in (False, True):
+            # A path whose spellings lead to different routes is refused: what applications read counts too.
+            for entry in entries:
+                if (entry.read if read else entry.path) in paths:
+                    found |= entry.matters
+                    if entry.final:
+                        break
+        return frozenset(found)
+
+
+class _Enumeration:
+    def __init__(
+        self, sides: Sequence[_Side], inbound: bool, within: Sequence[Clause], beside: Sequence[Clause], limit: int
+    ) -> None:
+        self._sides = sides
+        self._inbound = inbound
+        self._asked = frozenset(chain.from_iterable(map(of_clause, (*within, *beside))))
+        self._limit = limit
+        self._left = limit
+        self._believes = any(side.proxies or side.hops for side in sides)
+        self._hops = max((side.hops for side in sides), default=0)
+        self._slashes = any(side.slashes for side in sides)
+        self._wanted: dict[Dimension, list[Matchers]] = {}
+        for clause in within:
+            wanted = frozenset(of_clause(clause))
+            for dimension in {matcher.dimension for matcher in wanted}:
+                self._wanted.setdefault(dimension, []).append(wanted)
+        if self._believes:
+            # Whose address counts then depends on more than the connection.
+            self._wanted.pop(ADDRESS, None)
+        self._members = cache(lambda dimension, matchers, slashes: members(dimension, matchers, slashes))
+
+    def requests(self) -> Iterator[Question]:
+        clauses = chain.from_iterable(side.clauses for side in self._sides)
+        everywhere = self._asked | frozenset(chain.from_iterable(map(of_clause, clauses)))
+        names = {name for side in self._sides for name in side.hosts if name != "*"}
+        hosts = _of(HOST, everywhere) | {Matcher(HOST, "host", name) for name in names}
+        for host in self._told(HOST, hosts):
+            name = _text(host)
+            sides = [(side, side.at(name)) for side in self._sides]
+            paths = _of(PATH, everywhere) | {AMBIGUOUS, ROOT}
+            paths = paths.union(*(entry.paths for _, entries in sides for entry in entries))
+            for path in self._told(PATH, paths):
+                matters = self._asked.union(*(side.matters(entries, path.of) for side, entries in sides))
+                yield from self._batch(name, path, matters)
+
+    def _batch(self, host: str, path: Member, matters: Matchers) -> Iterator[Question]:
+        """Yields the requests of one host and path."""
+        forwarded = _of(ADDRESS, matters) if self._believes else frozenset[Matcher]()
+        matters |= {CONNECT} | ({OPTIONS} if path.value == b"*" else frozenset())
+        matters |= {matcher for side in self._sides for matcher in side.admission}
+        if forwarded:
+            matters |= {matcher for side in self._sides for matcher in side.proxies}
+        dimensions = sorted({matcher.dimension for matcher in matters} - {HOST, PATH})
+        axes = [self._told(dimension, _of(dimension, matters)) for dimension in dimensions]
+        if forwarded:
+            dimensions.append(_CLIENT)
+            axes.append([Member(None, frozenset()), *self._told(ADDRESS, forwarded)])
+        place = dimensions.index(METHOD)
+        axes[place] = [method for method in axes[place] if _goes_with(method, path)]
+        self._left -= prod(map(len, axes))
+        if self._left < 0:
+            raise Undecided(f"there are more than {self._limit} classes of requests")
+        for values in product(*axes):
+            yield self._question(host, path, dict(zip(dimensions, values, strict=True)))
+
+    def _told(self, dimension: Dimension, matchers: Matchers) -> list[Member]:
+        """Returns the members of a dimension that are wanted."""
+        wanted = self._wanted.get(dimension, ())
+        found: list[Member] = self._members(dimension, matchers, self._slashes)
+        return [member for member in found if all(one & member.of for one in wanted)]
+
+    def _question(self, host: str, path: Member, values: dict[Dimension, Member]) -> Question:
+        def text(dimension: Dimension, default: str) -> str:
+            member = values.get(dimension)
+            return default if member is None or member.value is None else _text(member)
+
+        method, port = text(METHOD, "GET"), text(PORT, "")
+        authority = f"[{host}]" if ":" in host else host
+        authority = f"{authority}:{port}" if port else authority
+        headers: list[tuple[str, str]] = []
+        query = []
+        for (kind, name), member in values.items():
+            if kind == "query" and member.value is not None:
+                query.append(f"{quote(name, safe='')}={quote(member.value, safe='')}")
+            elif kind == "header" and member.value is not None:
+                headers += _fields(name, _text(member))
+        client = text(_CLIENT, "")
+        if client:
+            headers.append(("x-forwarded-for", ", ".join([client] * max(self._hops, 1))))
+        if method == "CONNECT":
+            url = authority if port else f"{authority}:443"
+        elif path.value == b"*":
+            url = "*"
+            headers.append(("host", authority))
+        else:
+            url = f"http://{authority}{_text(path)}{'?' if query else ''}{'&'.join(query)}"
+        return Question(method, url, text(IDENTITY, ""), tuple(headers), text(ADDRESS, "127.0.0.1"), self._inbound)
+
+
+def _clauses(rules: RuleSet) -> Iterator[Clause]:
+    """Yields what the rules that decide look at; those in the shadow never do."""
+    for rule in (*rules.deny, *rules.allow):
+        if not rule.shadow:
+            for group in rule.groups:
+                yield from chain.from_iterable(group)
+
+
+def _proxy(entry: str) -> Matcher:
+    try:
+        return Matcher(ADDRESS, "block", network(entry))
+    except ValueError:
+        return Matcher(IDENTITY, "identity", entry)
+
+
+def _of(dimension: Dimension, matchers: Matchers) -> Matchers:
+    return frozenset(matcher for matcher in matchers if matcher.dimension == dimension)
+
+
+def _text(member: Member) -> str:
+    return (member.value or b"").decode()
+
+
+def _goes_with(method: Member, path: Member) -> bool:
+    """Tells whether a client can ask so: `*` is for OPTIONS alone, and a CONNECT has no path, which counts as `/`."""
+    if path.value == b"*":
+        return OPTIONS in method.of
+    return CONNECT not in method.of or ROOT in path.of
+
+
+def _fields(name: str, value: str) -> Iterator[tuple[str, str]]:
+    """Yields the fields that are joined to a value: what ends in a comma and a blank ends in an empty field."""
+    text = value
+    while text.endswith(", "):
+        text = text[:-2]
+    yield name, text
+    for _ in range((len(value) - len(text)) // 2):
+        yield name, ""
