@@ -1,7 +1,12 @@
-"""TLS towards an upstream: who it must be is settled before the first byte of a request leaves."""
+"""TLS towards an upstream: who it must be is settled before the first byte of a request leaves.
+
+A connection resumes the session of the last one to the same endpoint, which saves both ends half of the handshake. A
+session is judged as its certificate was, and is gone with the context that it was made in: see `contexts`.
+"""
 
 import asyncio
 import ipaddress
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -17,6 +22,13 @@ from l7proxy.identity.refusal import Refused
 from l7proxy.identity.transport import TlsTransport
 
 P = TypeVar("P", bound=asyncio.Protocol)
+
+_MOST_SESSIONS = 256
+"""Endpoints of one upstream whose sessions are kept, those that were connected to last."""
+
+
+Where = tuple[Any, ...]
+"""The endpoint of a connection: host and port, or the path of a socket."""
 
 
 class Expected(Struct, frozen=True):
@@ -43,6 +55,7 @@ class ClientTls(Side):
         self.protocols = protocols
         self._min_version = min_version
         self._loop = asyncio.get_running_loop()
+        self._sessions: dict[Where, _Session] = {}
 
     async def connect(self, make: Callable[[], P], **where: Any) -> tuple[TlsTransport, P]:
         """Opens a connection (`host=, port=` or `path=`) and returns it once the server has proved who it is.
@@ -50,7 +63,7 @@ class ClientTls(Side):
         Raises Refused or another OSError. In TLS 1.3 the server may still refuse us after this: the protocol then loses
         its connection with the Refused that says so.
         """
-        attempt = _Attempt(self, make)
+        attempt = _Attempt(self, make, tuple(where.values()))
         if "path" in where:
             await self._loop.create_unix_connection(attempt.protocol, **where)
         else:
@@ -63,7 +76,25 @@ class ClientTls(Side):
             raise
         return transport, attempt.inner
 
+    def session(self, where: Where) -> "_Session | None":
+        """Returns the session that a connection to an endpoint may offer."""
+        found = self._sessions.get(where)
+        # A session no longer tells who vouched for the server, so it is of no use where that matters.
+        usable = found is not None and found.expires > time.time() and len(self.identity.material.bundles) <= 1
+        return found if usable else None
+
+    def keep_session(self, where: Where, transport: TlsTransport) -> "_Session":
+        """Returns what a connection leaves to the next one to the same endpoint."""
+        session = _Session(transport)
+        if transport.context is self.context:
+            self._sessions.pop(where, None)
+            self._sessions[where] = session
+            if len(self._sessions) > _MOST_SESSIONS:
+                del self._sessions[next(iter(self._sessions))]
+        return session
+
     def _make(self, material: Material) -> openssl.Context:
+        self._sessions.clear()
         return openssl.client_context(material, self.protocols, self._min_version)
 
     def expect(self, peer: Peer) -> None:
@@ -89,14 +120,17 @@ class _Attempt:
 
     server = False
 
-    def __init__(self, tls: ClientTls, make: Callable[[], Any]) -> None:
+    def __init__(self, tls: ClientTls, make: Callable[[], Any], where: Where) -> None:
         self.tls = tls
+        self.where = where
         self.context = tls.context
         self.server_name = tls.expected.sni
         self.protocols = tls.protocols
         self.judge = tls.judge
         self.done: asyncio.Future[None] = tls._loop.create_future()
         self.transport = TlsTransport(self)
+        if (session := tls.session(where)) is not None:
+            self.transport.handle.resume(session.value)
         self._make = make
         self.inner: Any = None
 
@@ -108,6 +142,7 @@ class _Attempt:
 
     def established(self, transport: TlsTransport) -> asyncio.Protocol:
         self.tls.admit(transport)
+        self._session = self.tls.keep_session(self.where, transport)
         self.inner = inner = self._make()
         if not self.done.done():
             self.done.set_result(None)
@@ -116,6 +151,29 @@ class _Attempt:
     def failed(self, transport: TlsTransport, refusal: Refused) -> None:
         if not self.done.done():
             self.done.set_exception(refusal)
+
+    def ended(self, transport: TlsTransport) -> None:
+        self._session.settle()
+
+
+class _Session:
+    """What one connection leaves to the next; `expires` with the server's certificate, which resuming does not renew.
+
+    The ticket comes some time after the handshake (RFC 8446 4.6.1): until the connection ends it is asked for anew.
+    """
+
+    def __init__(self, transport: TlsTransport) -> None:
+        self.expires = transport.peer.expires
+        self._handle: openssl.Handle | None = transport.handle
+        self._value: openssl.Session = None
+
+    @property
+    def value(self) -> openssl.Session:
+        return self._value if self._handle is None else self._handle.session
+
+    def settle(self) -> None:
+        """The connection has ended: only the session is kept of it."""
+        self._value, self._handle = self.value, None
 
 
 def _is_named(peer: Peer, name: str) -> bool:

@@ -18,6 +18,8 @@ from l7proxy.identity.material import BadMaterial, Material
 
 Version = Literal["1.2", "1.3"]
 Context = SSL.Context
+Session = Any
+"""What a client resumes: an SSL_SESSION."""
 
 _lib: Any = Binding.lib
 _ffi: Any = Binding.ffi
@@ -136,6 +138,15 @@ class Handle:
         """The trusted certificate that the peer's chain ends at in DER; b"" for a resumed session."""
         chain = _lib.SSL_get0_verified_chain(self.ssl)
         return b"" if chain == _ffi.NULL else _der(_lib.sk_X509_value(chain, _lib.sk_X509_num(chain) - 1))
+
+    @property
+    def session(self) -> Session:
+        """What this connection leaves to the next; with TLS 1.3 of use only once the server has sent a ticket."""
+        return _ffi.gc(_lib.SSL_get1_session(self.ssl), _lib.SSL_SESSION_free)
+
+    def resume(self, session: Session) -> None:
+        """Offers a session to the server; one that cannot be resumed is left out of the handshake."""
+        _lib.SSL_set_session(self.ssl, session)
 
     def shut_down(self) -> None:
         """Puts a close_notify behind what was written."""

@@ -80,6 +80,9 @@ class ServerTls(Side):
         self.handshakes.pending -= 1
         self.refused(transport.get_extra_info("peername"), refusal)
 
+    def ended(self, transport: TlsTransport) -> None:
+        """Nothing is kept of a connection: what a client resumes is in its ticket."""
+
     def refused(self, address: Any, refusal: Refused) -> None:
         """Counts and logs one connection that never came to a request."""
         self._failures(refusal.reason).value += 1

@@ -52,6 +52,9 @@ class Role(Protocol):
     def failed(self, transport: "TlsTransport", refusal: Refused) -> None:
         """Learns that a handshake failed; called once, and never after `established` returned."""
 
+    def ended(self, transport: "TlsTransport") -> None:
+        """Learns that a connection has ended whose handshake was done."""
+
 
 class TlsTransport(asyncio.Transport, asyncio.Protocol):
     """One TLS connection.
@@ -123,6 +126,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             # Without these cycles the memory goes with the connection, and not when somebody collects it.
             self.__dict__.pop("data_received", None)
             self.__dict__.pop("write", None)
+            self.role.ended(self)
             inner.connection_lost(error)
 
     def pause_writing(self) -> None:
