@@ -16,7 +16,7 @@ def h2_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
     address = free_address()
     folder = tmp_path_factory.mktemp("hypercorn")
     settings = folder / "hypercorn.toml"
-    # At its limit of requests Hypercorn sends a GOAWAY that names requests as taken which it then leaves without an answer.
+    # At its limit of requests Hypercorn sends a GOAWAY that names requests as taken which it then leaves unanswered.
     settings.write_text(f'bind = ["{address[0]}:{address[1]}"]\nkeep_alive_max_requests = 1000000\n')
     command = [sys.executable, "-m", "hypercorn", "tests.h2.apps:app", "--config", str(settings)]
     root = str(Path(__file__).parents[2])
