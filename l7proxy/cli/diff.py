@@ -1,10 +1,10 @@
-"""`l7proxy diff`: what changes between two configurations, as decisions on requests of a log or on made-up ones."""
+"""`l7proxy diff`: what changes between two configurations, as decisions on requests of logs or on generated ones."""
 
 import argparse
 import asyncio
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Literal
 
@@ -17,9 +17,12 @@ from l7proxy.cli.explain import line
 from l7proxy.config.load import load
 from l7proxy.config.model import Model
 from l7proxy.core.errors import ConfigError, Problem
+from l7proxy.core.languages import Undecided
 from l7proxy.core.slices import finish
+from l7proxy.filters.authorizer import Clause
+from l7proxy.proxy.classes import requests
 from l7proxy.proxy.decision import Question
-from l7proxy.proxy.diff import KINDS, MOST, Comparison, Difference, Kind
+from l7proxy.proxy.diff import KINDS, MOST, Comparison, Difference, Full, Kind
 from l7proxy.proxy.explain import explaining
 from l7proxy.proxy.explanation import Part
 from l7proxy.proxy.why import deviation, question
@@ -34,18 +37,23 @@ TITLES: dict[Kind, str] = {
     "policy": "other values of policies",
 }
 
-NoteKind = Literal["foreign", "unasked", "otherwise", "left out"]
+NoteKind = Literal["foreign", "unasked", "otherwise", "leftOut", "cut"]
 
 _NOTES: dict[NoteKind, str] = {
     "foreign": "{0.count:,} of the lines are none of the JSON access log, the first is {0.first}",
     "unasked": "{0.count:,} of the lines say too little to be asked about, the first is {0.first}",
     "otherwise": "{0.count:,} of the requests went otherwise than OLD decides, the first is {0.first}: "
     "header fields or parameters, which no log keeps, made the difference, or another configuration",
-    "left out": f"{{0.count:,}} of the requests were left out: no more than {MOST:,} different ones are asked",
+    "leftOut": f"{{0.count:,}} of the lines were left out, the first is {{0.first}}: "
+    f"no more than {MOST:,} different requests are asked",
+    "cut": "not every request that the matchers tell apart was generated: {0.first}",
 }
 
 LONGEST_LINE = 1 << 20
 """Bytes of a line of a log; a longer one is none of ours."""
+
+_KNOWN = Clause("identity", ("*",))
+"""Holds for a caller with a certificate."""
 
 SHOWN = 10
 """Changes of one kind that are told to a reader."""
@@ -66,6 +74,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="a JSON access log whose requests are asked of both; repeatable, - is standard input",
     )
+    parser.add_argument(
+        "--generate",
+        action="store_true",
+        help="ask a request for each way in which the matchers of both can match, as is done without --replay",
+    )
     parser.add_argument("--allow-denials", action="store_true", help="exit with 0 though requests are denied now")
     parser.add_argument("--allow-grants", action="store_true", help="exit with 0 though requests are allowed now")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -73,8 +86,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints what changes; returns 1 when requests that were allowed are denied, or the other way round."""
-    if not args.replay or args.replay.count("-") > 1:
-        print("l7proxy diff: name access logs with --replay, standard input at most once", file=sys.stderr)
+    if args.replay.count("-") > 1:
+        print("l7proxy diff: standard input can be read once", file=sys.stderr)
         return 2
     try:
         report = asyncio.run(_report(args))
@@ -115,12 +128,16 @@ class Told(Part, frozen=True):
 
 
 class Report(Part, frozen=True):
-    """What changes between the configurations with the versions `old` and `new`, over so many different requests."""
+    """What changes between the configurations with the versions `old` and `new`, over so many different requests.
+
+    `seen` is how often those of logs were, `generated` how many others were made.
+    """
 
     old: str
     new: str
     requests: int
     seen: int
+    generated: int
     notes: tuple[Note, ...]
     changes: tuple[Told, ...]
 
@@ -128,9 +145,11 @@ class Report(Part, frozen=True):
 async def _report(args: argparse.Namespace) -> Report:
     old, new = _models(args)
     comparison = Comparison(finish(explaining(old)), finish(explaining(new)))
-    replay = _Replay(comparison)
+    asking = _Requests(comparison)
     for path in args.replay:
-        await replay.read(path)
+        await asking.replay(path)
+    if args.generate or not args.replay:
+        await asking.generate((old, new))
     changes = (
         Told(
             change.kind,
@@ -143,10 +162,8 @@ async def _report(args: argparse.Namespace) -> Report:
         )
         for change in comparison.changes
     )
-    notes = replay.notes
-    if comparison.left_out:
-        notes += (Note("left out", comparison.left_out, ""),)
-    return Report(old.version, new.version, comparison.requests, replay.seen, notes, tuple(changes))
+    asked, notes = comparison.requests, asking.notes
+    return Report(old.version, new.version, asked, asking.seen, asking.generated, notes, tuple(changes))
 
 
 def _models(args: argparse.Namespace) -> list[Model]:
@@ -163,11 +180,11 @@ def _models(args: argparse.Namespace) -> list[Model]:
     return models
 
 
-class _Replay:
-    """Asks the requests of logs, and counts the lines of which there is something to say."""
+class _Requests:
+    """Asks the requests of logs and generated ones, and counts those of which there is something to say."""
 
     def __init__(self, comparison: Comparison) -> None:
-        self.seen = 0
+        self.seen = self.generated = 0
         self._comparison = comparison
         self._notes: dict[NoteKind, Note] = {}
 
@@ -175,12 +192,29 @@ class _Replay:
     def notes(self) -> tuple[Note, ...]:
         return tuple(self._notes.values())
 
-    async def read(self, path: str) -> None:
+    async def replay(self, path: str) -> None:
         """Asks what stands in one log; raises OSError when it cannot be read."""
         for number, text in enumerate(_lines(path), 1):
             if text.strip() and (kind := await self._ask(text)) is not None:
-                first = self._notes.get(kind, Note(kind, 0, f"{path}:{number}"))
-                self._notes[kind] = structs.replace(first, count=first.count + 1)
+                self._note(kind, f"{path}:{number}")
+
+    async def generate(self, models: Sequence[Model]) -> None:
+        """Asks a request for each way in which the matchers of the models can match, as far as there is room."""
+        before = self._comparison.requests
+        inbounds = [model.sidecar.spec.inbound for model in models]
+        # A handshake that fails without a certificate tells callers apart where no rule does.
+        beside = [_KNOWN] if any(inbound is not None and inbound.tls is not None for inbound in inbounds) else []
+        for inbound in (True, False):
+            try:
+                for asked in requests(models, inbound, (), beside, MOST - self._comparison.requests):
+                    await self._comparison.ask(asked)
+            except Undecided as error:
+                self._note("cut", f"{'inbound' if inbound else 'outbound'}, {error}")
+        self.generated = self._comparison.requests - before
+
+    def _note(self, kind: NoteKind, first: str) -> None:
+        note = self._notes.get(kind, Note(kind, 0, first))
+        self._notes[kind] = structs.replace(note, count=note.count + 1)
 
     async def _ask(self, text: bytes) -> NoteKind | None:
         """Asks one line, and returns what is to be said of it."""
@@ -193,7 +227,9 @@ class _Replay:
         if asked is None:
             return "unasked"
         try:
-            told = await self._comparison.ask(asked)
+            told = await self._comparison.ask(asked, seen=1)
+        except Full:
+            return "leftOut"
         except ValueError:
             return "unasked"
         return "otherwise" if told is not None and deviation(record, told) else None
@@ -265,9 +301,11 @@ def _cut(text: str) -> str:
 
 def _summary(report: Report) -> str:
     counts = {kind: sum(change.requests for change in report.changes if change.kind == kind) for kind in KINDS}
-    asked = _counted(report.requests, "request") + (
-        f" in {_counted(report.seen, 'line')} of logs" if report.seen else ""
-    )
+    logged = f"{_counted(report.requests - report.generated, 'request')} in {_counted(report.seen, 'line')} of logs"
+    parts = [logged] if report.seen else []
+    if report.generated or not parts:
+        parts.append(_counted(report.generated, "generated request"))
+    asked = " and ".join(parts)
     if not report.changes:
         return f"ok: nothing changes for {asked}"
     return (

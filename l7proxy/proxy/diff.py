@@ -51,6 +51,10 @@ class Change(Struct):
     seen: int = 0
 
 
+class Full(Exception):
+    """`MOST` requests were asked before."""
+
+
 class Comparison:
     """Asks requests of two configurations, each request once, and keeps what differs."""
 
@@ -58,8 +62,6 @@ class Comparison:
         self._old, self._new = _Side(old), _Side(new)
         self._asked: dict[Question, Change | None] = {}
         self._changes: dict[tuple[str, ...], Change] = {}
-        self.left_out = 0
-        """How often requests were seen that were not asked, since there were `MOST` others before."""
 
     @property
     def requests(self) -> int:
@@ -73,10 +75,10 @@ class Comparison:
             self._changes.values(), key=lambda change: (KINDS.index(change.kind), -change.requests, -change.seen)
         )
 
-    async def ask(self, question: Question, seen: int = 1) -> Explanation | None:
+    async def ask(self, question: Question, seen: int = 0) -> Explanation | None:
         """Asks a request, and returns what the old configuration says of it, None where it was asked before.
 
-        Raises ValueError for a request that no client can send.
+        Raises ValueError for a request that no client can send, and Full.
         """
         if question in self._asked:
             change = self._asked[question]
@@ -84,8 +86,7 @@ class Comparison:
                 change.seen += seen
             return None
         if len(self._asked) >= MOST:
-            self.left_out += seen
-            return None
+            raise Full
         old = await self._old.explainer.ask(question)
         new = await self._new.explainer.ask(question)
         change = self._asked[question] = self._changed(question, old, new)

@@ -1,6 +1,7 @@
 """`l7proxy diff` as whoever reviews a change of a configuration runs it."""
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -233,6 +234,77 @@ def test_a_log_cannot_command_a_terminal_nor_the_explain_verb(folder):
     assert " -- --sign " in told[5]
 
 
+def generated(folder: Path, old: str, new: str, *options: str) -> tuple[int, list[str]]:
+    """The exit status and the report on requests that the command thinks of itself."""
+    (folder / "old.yaml").write_text(old)
+    (folder / "new.yaml").write_text(new)
+    status, out, err = l7proxy("diff", "old.yaml", "new.yaml", *options, folder=folder)
+    assert err == ""
+    return status, out.splitlines()
+
+
+def test_without_a_log_requests_are_thought_of(folder):
+    new = OLD.replace("[ops]", "[dev]").replace("{request: 2s}", "{request: 3s}")
+    status, told = generated(folder, OLD, new)
+    assert status == 1
+    assert [text for text in told if not text.startswith(("  ask", "  from"))] == [
+        "allowed -> denied: 1 request",
+        "  request   GET http://localhost/orders (inbound)",
+        f"  old       authorization allowed: ops, old.yaml:{at(OLD, 'name: ops')}",
+        f"  new       authorization denied: no allow rule, new.yaml:{at(new, 'allow:')}",
+        "",
+        "denied -> allowed: 1 request",
+        "  request   GET http://localhost/orders (inbound)",
+        f"  old       authorization denied: no allow rule, old.yaml:{at(OLD, 'allow:')}",
+        f"  new       authorization allowed: ops, new.yaml:{at(new, 'name: ops')}",
+        "",
+        "other values of policies: 1 request",
+        "  request   GET http://localhost/read (inbound)",
+        f"  old       timeout.request 2s, old.yaml:{at(OLD, 'request: 2s')}",
+        f"  new       timeout.request 3s, new.yaml:{at(new, 'request: 3s')}",
+        "",
+        told[-1],
+    ]
+    assert re.fullmatch(r"3 of \d+ generated requests change: 1 denied now, 1 allowed now", told[-1])
+    [denied] = [text for text in told if text.startswith("  from      spiffe://") and "/ns/ops/" in text]
+    assert denied.endswith(" at 127.0.0.1")
+
+
+def test_generated_requests_stand_beside_those_of_a_log(folder):
+    new = OLD.replace("[ops]", "[dev]")
+    status, told = diff(folder, new, line("/read/1"))
+    assert (status, told) == (0, ["ok: nothing changes for 1 request in 1 line of logs"])
+    status, told = diff(folder, new, line("/read/1"), options=("--generate",))
+    assert status == 1
+    assert re.match(r"2 of 1 request in 1 line of logs and \d+ generated requests change: ", told[-1])
+
+
+@pytest.mark.parametrize("mode", ["STRICT", "PERMISSIVE"])
+def test_callers_whom_only_the_handshake_tells_apart_are_thought_of(folder, mode):
+    tls = f"tls: {{mode: {mode}, cert: no.crt, key: no.key, ca: no.ca}}"
+    old = SIDECAR.replace("{app: http://127.0.0.1:8080}", f"{{app: 'http://127.0.0.1:8080', {tls}}}")
+    _, told = generated(folder, old, old + route("r", "{redirect: {path: /b}}"))
+    assert told[0].startswith("another route: ")
+    status, told = generated(folder, old, old.replace(mode, {"STRICT": "PERMISSIVE", "PERMISSIVE": "STRICT"}[mode]))
+    assert (status, told[0].split(":")[0]) == (
+        1,
+        {"STRICT": "denied -> allowed", "PERMISSIVE": "allowed -> denied"}[mode],
+    )
+    assert told[2] == "  from      a caller without a certificate at 127.0.0.1"
+
+
+def test_requests_that_are_too_many_to_think_of_are_no_secret(folder):
+    headers = ", ".join(f"x-{n}: a" for n in range(20))
+    old = OLD + route("many", f"{{hosts: [many.svc], matches: [{{headers: {{{headers}}}}}]}}")
+    status, told = generated(folder, old, old)
+    assert status == 0
+    assert re.fullmatch(
+        r"note +not every request that the matchers tell apart was generated: inbound, there are more than \d+ .*",
+        told[0],
+    )
+    assert told[1].startswith("ok: nothing changes for ")
+
+
 def test_many_changes_are_cut_and_counted(folder):
     def made(seconds: int) -> str:
         routes = (
@@ -279,6 +351,7 @@ def test_mistakes_of_both_are_told_with_their_lines(folder):
 
 def test_wrong_usage_is_2_and_a_log_that_cannot_be_read_is_1(folder):
     assert l7proxy("diff", "old.yaml", folder=folder)[0] == 2
+    assert l7proxy("diff", folder=folder)[0] == 2
     assert l7proxy("diff", "old.yaml", "old.yaml", "--replay", "-", "--replay", "-", folder=folder)[0] == 2
     for log in ("none.log", "."):
         status, out, err = l7proxy("diff", "old.yaml", "old.yaml", "--replay", log, folder=folder)

@@ -146,7 +146,7 @@ def test_the_incidents_of_the_page_go_as_they_are_told(tmp_path):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "orders.yaml").write_text(text)
     shown = re.findall(r"^```console\n\$ l7proxy (.*?)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    assert [command.split()[0] for command, _ in shown] == ["explain", "explain", "test", "why", "diff"]
+    assert [command.split()[0] for command, _ in shown] == ["explain", "explain", "test", "why", "diff", "diff"]
     line = re.findall(r"^```json\n(.*?)\n```$", page, re.MULTILINE)[-1]
     version = json.loads(l7proxy("explain", "-c", "policies/", "GET", "/", "--json", folder=tmp_path)[1])["version"]
     for command, output in shown:
@@ -155,7 +155,7 @@ def test_the_incidents_of_the_page_go_as_they_are_told(tmp_path):
             assert json.loads(line)["request_id"] == arguments[1]
             arguments = ["why", "--against", "policies/", "--log", line.replace("VERSION", version)]
             output = output.replace("VERSION", version)
-        elif arguments[0] == "diff":
+        elif "--replay" in arguments:
             change(tmp_path / "policies/orders.yaml", page)
             (tmp_path / "access.log").write_text("".join(map(served, [line] * 5, [1, 7, 7, 8, 9], "wccc-")))
         out = l7proxy(*arguments, folder=tmp_path)[1]

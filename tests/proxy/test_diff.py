@@ -1,7 +1,7 @@
 """What a comparison reports is what `explain` says of the same request on either side, no more and no less."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from l7proxy.config.load import load
 from l7proxy.config.model import Model
 from l7proxy.core.slices import finish
+from l7proxy.proxy.classes import requests
 from l7proxy.proxy.decision import Question
 from l7proxy.proxy.diff import Change, Comparison
 from l7proxy.proxy.explain import explaining
 from l7proxy.proxy.explanation import Explanation
+from l7proxy.proxy.verify import Coverage
 from tests.config.test_load import document
 from tests.proxy.test_explain_agrees import CONFIG, ISTIO, PARTS, QUESTIONS
 
@@ -117,3 +119,41 @@ def test_a_configuration_changes_nothing_beside_itself(
 ) -> None:
     old, new = (model(tmp_path_factory.mktemp("side"), *side) for _ in range(2))
     assert [change for *_, change in asked(old, new, questions)] == [None] * len(questions)
+
+
+def kinds(old: Model, new: Model, questions: Iterable[Question]) -> set[str]:
+    """The kinds of change that a comparison finds with these questions."""
+
+    async def ask() -> set[str]:
+        comparison = Comparison(*(finish(explaining(side)) for side in (old, new)))
+        for question in questions:
+            await comparison.ask(question)
+        return {change.kind for change in comparison.changes}
+
+    return asyncio.run(ask())
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(SIDES, SIDES, st.lists(QUESTIONS, min_size=60, max_size=60))
+def test_a_verdict_that_changes_for_any_request_changes_for_a_generated_one(
+    tmp_path_factory: pytest.TempPathFactory, first: Any, second: Any, questions: list[Question]
+) -> None:
+    old, new = (model(tmp_path_factory.mktemp("side"), *side) for side in (first, second))
+    verdicts = kinds(old, new, questions) & {"denial", "grant"}
+    if verdicts:
+        assert verdicts <= kinds(old, new, (*requests((old, new)), *requests((old, new), False)))
+
+
+def test_generated_requests_meet_every_route_and_rule(tmp_path: Path) -> None:
+    async def touched(side: Model, other: Model) -> list[str]:
+        coverage, explainer = Coverage(side), finish(explaining(side))
+        for question in (*requests((side, other)), *requests((side, other), False)):
+            coverage.touch(await explainer.ask(question))
+        return [part.name for part in coverage.untouched]
+
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+    old, new = model(tmp_path / "old", (), (), True), model(tmp_path / "new", ("guarded",), REPLACED[2:], False)
+    # A rule in the shadow decides nothing.
+    assert asyncio.run(touched(old, new)) == ["deny[2]"]
+    assert asyncio.run(touched(new, old)) == []
