@@ -1,17 +1,14 @@
 """A real Prometheus that scrapes and evaluates every second, and what it says."""
 
 import datetime
-import json
 import math
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from grafana.live import ask
 from tests.support.net import Address, free_address, wait_for
 from tests.support.process import Process
 
@@ -44,19 +41,8 @@ class Prometheus:
             raise
 
     def ask(self, path: str, **parameters: str | float) -> Any:
-        """Returns the data of an answer of the API.
-
-        Raises AssertionError with Prometheus' words when it refuses, OSError while it starts.
-        """
-        host, port = self.address
-        url = f"http://{host}:{port}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
-        try:
-            with urllib.request.urlopen(url, timeout=10) as answer:
-                return json.load(answer)["data"]
-        except urllib.error.HTTPError as error:
-            if error.code == 503:
-                raise
-            raise AssertionError(f"{parameters}: {error.read().decode()}") from None
+        """Returns the data of an answer of the API."""
+        return ask(f"http://{self.address[0]}:{self.address[1]}", path, **parameters)
 
     def query(self, expression: str) -> Rows:
         """Returns the labels and values that an expression has now; nothing while Prometheus starts."""

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from grafana.live import filled
+
 GRAFANA = Path(__file__).parents[2] / "grafana"
 BOARDS: dict[str, dict[str, Any]] = {
     path.stem: json.loads(path.read_text()) for path in sorted((GRAFANA / "dashboards").glob("*.json"))
@@ -32,11 +34,7 @@ class Query(NamedTuple):
 
     def filled(self, **variables: str) -> str:
         """Returns the expression as Grafana sends it."""
-        text = self.expression.replace("$__rate_interval", "5m").replace("$__range", "5m")
-        for name, value in variables.items():
-            text = text.replace(f"${name}", value)
-        assert "$" not in text.replace('"$1"', ""), text
-        return text
+        return filled(self.expression, "5m", **variables)
 
 
 def panels(board: str) -> list[dict[str, Any]]:
