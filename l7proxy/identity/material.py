@@ -93,9 +93,11 @@ def read_certificates(data: bytes, what: str) -> list[x509.Certificate]:
     if b"-----BEGIN CERT" not in data:
         raise BadMaterial([(what, "no certificate in it (PEM)")])
     try:
-        found = x509.load_pem_x509_certificates(data)
+        found = [whole(one) for one in x509.load_pem_x509_certificates(data)]
     except ValueError:
         found = []
+    except x509.InvalidVersion as error:
+        raise BadMaterial([(what, f"a certificate in it is garbled: {error}")]) from None
     if data.count(b"-----BEGIN CERTIFICATE-----") != len(found) or not found:
         raise BadMaterial([(what, "a certificate in it is cut off or garbled")])
     return found
@@ -106,7 +108,9 @@ def read_crls(data: bytes, what: str) -> list[x509.CertificateRevocationList]:
     end = b"-----END X509 CRL-----"
     try:
         found = [x509.load_pem_x509_crl(part + end) for part in data.split(end)[:-1]]
-    except ValueError as error:
+        for crl in found:
+            _ = crl.issuer, crl.next_update_utc
+    except (ValueError, x509.InvalidVersion) as error:
         raise BadMaterial([(what, f"not a revocation list: {error}")]) from None
     if not found or data.count(b"-----BEGIN X509 CRL-----") != len(found):
         raise BadMaterial([(what, "no complete revocation list in it (PEM)")])
@@ -127,11 +131,21 @@ def read_key(data: bytes, what: str) -> bytes:
     return key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
 
 
+def whole(certificate: x509.Certificate) -> x509.Certificate:
+    """Returns a certificate of which every part that we show can be read; they are parsed when they are asked for."""
+    _ = certificate.subject, certificate.issuer, certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    return certificate
+
+
 def matches(certificate: x509.Certificate, key: bytes) -> bool:
-    """Tells whether the private key belongs to the certificate."""
+    """Tells whether the private key belongs to the certificate; raises ValueError where its own cannot be read."""
     loaded = load_der_private_key(key, None)
     form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return loaded.public_key().public_bytes(*form) == certificate.public_key().public_bytes(*form)
+    try:
+        own = certificate.public_key().public_bytes(*form)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ValueError(f"the certificate's key cannot be read: {error}") from None
+    return loaded.public_key().public_bytes(*form) == own
 
 
 def issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:

@@ -3,9 +3,10 @@
 import time
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -14,6 +15,7 @@ from l7proxy.core.errors import Problem
 from l7proxy.core.stats import Stats
 from l7proxy.identity.contexts import Identity
 from l7proxy.identity.material import BadMaterial, Material, date, describe, issued_by, lifetime_problem, span
+from l7proxy.identity.openssl import try_out
 from l7proxy.identity.peer import peer_of
 from l7proxy.identity.refusal import Refused
 from l7proxy.identity.sources import Files
@@ -94,6 +96,7 @@ def check(files: Files, server: bool = True, now: float | None = None) -> list[P
     now = time.time() if now is None else now
     try:
         material = files.read()
+        try_out(material)
     except BadMaterial as error:
         return [Problem(where, 0, what) for where, what in error.problems]
     chain = [x509.load_der_x509_certificate(der) for der in material.chain]
@@ -138,12 +141,19 @@ def _in_lists(
         if end is not None and end.timestamp() <= now:
             ago = span(now - end.timestamp())
             yield f"the revocation list of {issuer} expired {ago} ago, so that it lets nobody in"
-        keys: list[Any] = [one.public_key() for one in authorities if one.subject == crl.issuer]
-        if keys and not any(map(crl.is_signature_valid, keys)):
+        issuers = [one for one in authorities if one.subject == crl.issuer]
+        if issuers and not any(_signed(crl, one) for one in issuers):
             yield f"the revocation list of {issuer} is signed by somebody else"
-    issuers = {crl.issuer for crl in lists}
-    if lists and authorities and not any(one.subject in issuers for one in authorities):
+    names = {crl.issuer for crl in lists}
+    if lists and authorities and not any(one.subject in names for one in authorities):
         yield "no list in it is of an authority that is trusted, so that nobody is let in"
+
+
+def _signed(crl: x509.CertificateRevocationList, authority: x509.Certificate) -> bool:
+    try:
+        return crl.is_signature_valid(authority.public_key())  # type: ignore[arg-type]
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return False
 
 
 def _left(certificates: Sequence[bytes]) -> float:
@@ -169,5 +179,5 @@ def _show(der: bytes) -> ShownCertificate:
 def _is_ca(certificate: x509.Certificate) -> bool:
     try:
         return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except x509.ExtensionNotFound:
+    except (x509.ExtensionNotFound, ValueError):
         return False

@@ -9,7 +9,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from l7proxy.core.extras import need
-from l7proxy.identity.material import BadMaterial, Material, matches, material, read_key
+from l7proxy.identity.material import BadMaterial, Material, matches, material, read_key, whole
 from l7proxy.identity.sources import Reject, Take
 from l7proxy.identity.spiffe import parse
 
@@ -102,16 +102,17 @@ def read(response: Any) -> Material:
     svid = response.svids[0]
     try:
         own = parse(svid.spiffe_id)
-        chain = [x509.load_der_x509_certificate(der) for der in split(svid.x509_svid)]
+        chain = [whole(x509.load_der_x509_certificate(der)) for der in split(svid.x509_svid)]
         bundles = {own.trust_domain: _bundle(svid.bundle)}
         for name, bundle in response.federated_bundles.items():
             bundles[parse(name if "://" in name else f"spiffe://{name}").trust_domain] = _bundle(bundle)
         crls = [x509.load_der_x509_crl(der) for der in response.crl]
         key = read_key(svid.x509_svid_key, svid.spiffe_id)
         found = material(chain, key, bundles, crls)
-    except (ValueError, BadMaterial) as error:
+        fits = bool(chain) and matches(chain[0], key) and found.identity == svid.spiffe_id
+    except (ValueError, x509.InvalidVersion, BadMaterial) as error:
         raise BadMaterial([("the Workload API", f"sent an SVID that cannot be used: {error}")]) from None
-    if not chain or not matches(chain[0], found.key) or found.identity != svid.spiffe_id:
+    if not fits:
         raise BadMaterial([("the Workload API", f"sent an SVID whose parts do not fit: {svid.spiffe_id}")])
     return found
 
@@ -134,4 +135,4 @@ def split(data: bytes) -> Iterator[bytes]:
 
 
 def _bundle(data: bytes) -> tuple[bytes, ...]:
-    return tuple(x509.load_der_x509_certificate(der).public_bytes(Encoding.DER) for der in split(data))
+    return tuple(whole(x509.load_der_x509_certificate(der)).public_bytes(Encoding.DER) for der in split(data))

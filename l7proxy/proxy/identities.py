@@ -1,9 +1,11 @@
 """The certificates that a configuration names: each set of files or Workload API once, while it is used."""
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from cryptography.x509 import load_der_x509_certificate
 from msgspec import Struct, structs
 
 from l7proxy.config.model import InboundTls, Resource, Tls, Upstream, UpstreamTls
@@ -12,8 +14,8 @@ from l7proxy.core.extras import MissingExtra
 from l7proxy.core.handler import Keep
 from l7proxy.identity.client_tls import ClientTls, Expected
 from l7proxy.identity.contexts import Identity
-from l7proxy.identity.material import BadMaterial, Material
-from l7proxy.identity.openssl import Version
+from l7proxy.identity.material import BadMaterial, Material, lifetime_problem
+from l7proxy.identity.openssl import Version, try_out
 from l7proxy.identity.report import count_expiry, forget_expiry
 from l7proxy.identity.sources import CertificateSource, DevSource, Files, FileSource, dev_folder
 from l7proxy.telemetry.facade import Telemetry
@@ -38,8 +40,13 @@ class Followed:
     """An identity whose source is followed until nobody uses it any more."""
 
     def __init__(self, name: str, source: CertificateSource, tls: Tls, telemetry: Telemetry, spawn: Spawn) -> None:
-        self.identity = Identity(name, source.first(), tls.trust_domains)
+        first = source.first()
+        try_out(first)
+        self.identity = Identity(name, first, tls.trust_domains)
         self._stats, self._log = telemetry.stats, telemetry.log
+        if first.chain and (problem := lifetime_problem(load_der_x509_certificate(first.chain[0]), time.time())):
+            # Peers refuse it: yet its successor is taken once it is there, and whoever waits for us sees why.
+            self._log("warning", "certificate out of its dates", certificate=name, detail=problem)
         self._rejected = self._stats.counter(
             "l7proxy_certificate_rejected_total", "New certificates that could not be used", certificate=name
         )

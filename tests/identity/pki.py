@@ -138,6 +138,14 @@ def save(folder: Path, file: str, chain: Sequence[x509.Certificate], key: ec.Ell
     return pair
 
 
+def garbled(pem: bytes) -> bytes:
+    """Returns a certificate that is whole but for the kind of its key, which nobody knows."""
+    der = ssl.PEM_cert_to_DER_cert(pem.decode())
+    return ssl.DER_cert_to_PEM_cert(
+        der.replace(bytes.fromhex("2a8648ce3d0201"), bytes.fromhex("2a8648ce3d027f"))
+    ).encode()
+
+
 def context(ca: Authority, pair: Pair | None = None, **options: Any) -> ssl.SSLContext:
     """Returns a client's context; the server's name is not checked, as SPIFFE's certificates have none."""
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

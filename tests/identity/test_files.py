@@ -1,17 +1,26 @@
 """Certificate files: what `check`, `run` and `certs` make of good ones and bad ones."""
 
+import asyncio
+import base64
+import contextlib
 import os
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from l7proxy.identity.report import check
-from l7proxy.identity.sources import Files
+from l7proxy.identity.contexts import Identity
+from l7proxy.identity.material import BadMaterial, Material
+from l7proxy.identity.report import certificates, check
+from l7proxy.identity.sources import DevSource, Files
 from tests.conftest import StartServer, StartSidecar
-from tests.identity.pki import DAY, NOW, ORDERS, WEB, Authority, Pair, save
+from tests.identity.pki import DAY, NOW, ORDERS, WEB, Authority, Pair, garbled, save
 from tests.support.client import Client
 from tests.support.sidecar import route, upstream
 
@@ -79,6 +88,52 @@ def test_revocation_lists_that_let_nobody_in_are_named(ca: Authority, web: Pair,
     ]
 
 
+@given(
+    st.sampled_from(["cert", "ca", "crl"]),
+    st.lists(st.tuples(st.integers(0, 999), st.integers(0, 255)), min_size=1, max_size=3),
+)
+@settings(max_examples=300, deadline=None)
+def test_whatever_is_in_the_files_is_taken_or_refused_with_a_sentence(
+    kind: str, changes: list[tuple[int, int]]
+) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        authority = Authority(Path(name))
+        pair = authority.issue("web", WEB)
+        files = Files(str(pair.cert), str(pair.key), str(authority.file), str(authority.revoke()))
+        path = Path(getattr(files, kind))
+        first, *lines, last = path.read_text().splitlines()
+        der = bytearray(base64.b64decode("".join(lines)))
+        for at, value in changes:
+            der[at % len(der)] = value
+        path.write_text("\n".join([first, base64.encodebytes(der).decode().rstrip(), last, ""]))
+        assert all(problem.message for problem in check(files))
+        with contextlib.suppress(BadMaterial):
+            certificates([Identity("web", files.read())])
+
+
+def test_a_development_certificate_is_renewed_by_the_clock_on_the_wall(tmp_path: Path) -> None:
+    now = time.time()
+
+    async def follow() -> None:
+        nonlocal now
+        taken: asyncio.Queue[Material] = asyncio.Queue()
+        source = DevSource(tmp_path / "ca", WEB, poll=0.001, clock=lambda: now)
+        first = source.first()
+        watching = asyncio.create_task(source.watch(taken.put_nowait, lambda error: None))
+        await asyncio.sleep(0.05)
+        assert taken.empty()
+        # A night in which the machine sleeps, then a clock that is set back: peers would refuse the certificate.
+        for step in (13 * 3600, -48 * 3600):
+            now += step
+            second = await asyncio.wait_for(taken.get(), 5)
+            assert second.identity == WEB and second.chain != first.chain
+            await asyncio.sleep(0.05)
+            assert taken.empty()
+        watching.cancel()
+
+    asyncio.run(follow())
+
+
 @pytest.mark.parametrize("kind", ["pipe", "device"])
 def test_what_is_no_file_holds_nobody_up(kind: str, ca: Authority, web: Pair, tmp_path: Path) -> None:
     cert = tmp_path / "pipe" if kind == "pipe" else Path("/dev/zero")
@@ -95,6 +150,8 @@ def test_what_is_no_file_holds_nobody_up(kind: str, ca: Authority, web: Pair, tm
         ("nothing", "no certificate in it"),
         ("missing", "cannot be read: No such file or directory"),
         ("encrypted", "the key is encrypted"),
+        ("garbled", "the certificate's key cannot be read"),
+        ("small", "cannot be used: ee key too small"),
     ],
 )
 def test_check_and_run_name_the_line(
@@ -107,6 +164,22 @@ def test_check_and_run_name_the_line(
         cert.write_bytes(b"")
     elif breaks == "missing":
         cert.unlink()
+    elif breaks == "garbled":
+        cert.write_bytes(garbled(cert.read_bytes()))
+    elif breaks == "small":
+        options = [
+            "-newkey",
+            "rsa:1024",
+            "-keyout",
+            str(key),
+            "-out",
+            str(cert),
+            "-addext",
+            f"subjectAltName=URI:{WEB}",
+        ]
+        extensions = ["-addext", "basicConstraints=critical,CA:FALSE"]
+        command = ["openssl", "req", "-x509", "-nodes", "-subj", "/CN=a", *options, *extensions]
+        subprocess.run(command, check=True, capture_output=True)
     else:
         options = ["-in", str(web.key), "-out", str(tmp_path / "locked"), "-aes128", "-passout", "pass:x"]
         subprocess.run(["openssl", "pkey", *options], check=True, capture_output=True)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import StartServer, StartSidecar
 from tests.identity.conftest import StartSecure
-from tests.identity.pki import ORDERS, WEB, Authority, Pair, TlsClient, ask, context
+from tests.identity.pki import ORDERS, WEB, Authority, Pair, TlsClient, ask, context, garbled
 from tests.identity.test_peers import out
 from tests.support.client import Client
 from tests.support.message import Closed
@@ -76,6 +76,30 @@ def test_a_half_written_file_is_refused(
     started = secure()
     orders.cert.write_bytes(content)
     wait_for(lambda: sentence in started.process.stderr, 5, lambda: started.process.stderr)
+    assert ask(started.inbound, context(ca, web)).status == 200
+
+
+def test_a_garbled_certificate_is_refused_and_a_good_one_taken_after_it(
+    secure: StartSecure, ca: Authority, web: Pair, orders: Pair
+) -> None:
+    started = secure()
+    orders.cert.write_bytes(garbled(orders.cert.read_bytes()))
+    wait_for(lambda: "key cannot be read" in started.process.stderr, 5, lambda: started.process.stderr)
+    assert ask(started.inbound, context(ca, web)).status == 200
+    ca.issue("orders", ORDERS)
+    rotate(started)
+    assert ask(started.inbound, context(ca, web)).status == 200
+
+
+def test_a_certificate_that_has_expired_is_told_of_at_the_start_and_replaced(
+    secure: StartSecure, ca: Authority, web: Pair, orders: Pair
+) -> None:
+    ca.issue("orders", ORDERS, end=datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=3))
+    started = secure()
+    sentence = f"certificate expired 3 h ago ({ORDERS})"
+    wait_for(lambda: sentence in started.process.stderr, 5, lambda: started.process.stderr)
+    ca.issue("orders", ORDERS)
+    rotate(started)
     assert ask(started.inbound, context(ca, web)).status == 200
 
 
