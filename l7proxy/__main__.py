@@ -14,7 +14,7 @@ VERBS = {
     "why": "say what happened to a finished request, and why",
     "top": "watch the requests of a running sidecar by route and upstream",
     "tap": "watch single requests of a running sidecar as they end",
-    "test": "hold a configuration to the cases of test files",
+    "test": "hold a configuration to the cases and invariants of test files",
     "diff": "say what changes between two configurations, as decisions on requests",
     "schema": "print the JSON Schema of the configuration",
     "demo": "run two services with a sidecar each",

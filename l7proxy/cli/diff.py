@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -13,7 +12,7 @@ from msgspec import structs
 
 from l7proxy.cli import flags
 from l7proxy.cli.asking import printable
-from l7proxy.cli.explain import line
+from l7proxy.cli.explain import command, line
 from l7proxy.config.load import load
 from l7proxy.config.model import Model
 from l7proxy.core.errors import ConfigError, Problem
@@ -157,8 +156,8 @@ async def _report(args: argparse.Namespace) -> Report:
             change.seen,
             change.example,
             change.differences,
-            _command(args, args.old, change.example),
-            _command(args, args.new, change.example),
+            command(args, [args.old], change.example),
+            command(args, [args.new], change.example),
         )
         for change in comparison.changes
     )
@@ -242,24 +241,6 @@ def _lines(path: str) -> Iterator[bytes]:
             yield text
             while not text.endswith(b"\n") and (text := source.readline(LONGEST_LINE)):
                 pass
-
-
-def _command(args: argparse.Namespace, config: str, asked: Question) -> str:
-    """Returns the command that explains a request by one configuration."""
-    words = ["l7proxy", "explain", "-c", config]
-    for flag in flags.FLAGS:
-        if (value := getattr(args, flag.name)) is not None:
-            words += [f"--{flag.name}", value]
-    if asked.identity:
-        words += ["--identity", asked.identity]
-    for name, value in asked.headers:
-        words += ["--header", f"{name}: {value}"]
-    if asked.source != "127.0.0.1":
-        words += ["--source-ip", asked.source]
-    if not asked.inbound:
-        words += ["--direction", "outbound"]
-    # A client may have chosen a method that begins like an option.
-    return shlex.join([*words, *(["--"] if asked.method.startswith("-") else []), asked.method, asked.url])
 
 
 def render(report: Report) -> list[str]:

@@ -2,8 +2,10 @@
 
 import argparse
 import asyncio
+import shlex
 import sys
 import time
+from collections.abc import Sequence
 
 import msgspec
 
@@ -87,6 +89,24 @@ def _signed(path: str, question: Question, seconds: float) -> str:
     expiry = int(time.time() + seconds)
     value = sign(read_key(path), asked.method, asked.authority, asked.path, asked.query, expiry)
     return f"{HEADER.decode()}: {value.decode()}"
+
+
+def command(args: argparse.Namespace, configs: Sequence[str], asked: Question) -> str:
+    """Returns the command that explains a request by these configurations, and by the flags that `args` hold."""
+    words = ["l7proxy", "explain", *(word for config in configs for word in ("-c", config))]
+    for flag in flags.FLAGS:
+        if (value := getattr(args, flag.name)) is not None:
+            words += [f"--{flag.name}", value]
+    if asked.identity:
+        words += ["--identity", asked.identity]
+    for name, value in asked.headers:
+        words += ["--header", f"{name}: {value}"]
+    if asked.source != "127.0.0.1":
+        words += ["--source-ip", asked.source]
+    if not asked.inbound:
+        words += ["--direction", "outbound"]
+    # A client may have chosen a method that begins like an option.
+    return shlex.join([*words, *(["--"] if asked.method.startswith("-") else []), asked.method, asked.url])
 
 
 def render(explanation: Explanation) -> list[str]:

@@ -1,32 +1,39 @@
-"""`l7proxy test`: holds a configuration to the cases of test files, without a network."""
+"""`l7proxy test`: holds a configuration to the cases and invariants of test files, without a network."""
 
 import argparse
 import asyncio
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from xml.etree import ElementTree
 
 from msgspec import Struct
 
 from l7proxy.cli import flags
-from l7proxy.cli.explain import render
-from l7proxy.config.cases import Case, read_cases
+from l7proxy.cli.explain import command, render
+from l7proxy.config.cases import Case, Invariant, read_tests
 from l7proxy.config.load import load
 from l7proxy.config.model import Model
 from l7proxy.core.errors import ConfigError
 from l7proxy.core.slices import finish
+from l7proxy.proxy.decision import Question
 from l7proxy.proxy.explain import explaining
+from l7proxy.proxy.invariants import prove
 from l7proxy.proxy.verify import Coverage, failures, question
 
 
 class Result(Struct, frozen=True):
-    """What came of one case: nothing in `failed` when it is as expected; `trace` tells the decision otherwise."""
+    """What came of one case or invariant: nothing in `failed` when it holds, else `trace` tells the decision.
 
-    case: Case
+    `asked` is how many requests it took.
+    """
+
+    test: Case | Invariant
     failed: list[str]
     trace: list[str]
     seconds: float
+    asked: int = 1
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -58,10 +65,10 @@ def run(args: argparse.Namespace) -> int:
         return 2
     try:
         model = load(config, flags.overrides(args), elsewhere=True)
-        cases = read_cases(tests)
+        cases, invariants = read_tests(tests)
         started = time.perf_counter()
         coverage = Coverage(model)
-        results = asyncio.run(_run(model, cases, coverage))
+        results = asyncio.run(_run(model, cases, invariants, coverage, partial(command, args, config)))
         seconds = time.perf_counter() - started
         if args.junit:
             _junit(results, args.junit)
@@ -74,15 +81,43 @@ def run(args: argparse.Namespace) -> int:
     failed = [result for result in results if result.failed]
     for result in failed:
         print("\n".join(_told(result)), end="\n\n")
-    for part in coverage.untouched:
-        print(f"{part.where}: no case touches {part.kind} {part.name}")
-    count = f"{len(cases)} {'case' if len(cases) == 1 else 'cases'}"
-    touched = f"{coverage.total - len(coverage.untouched)} of {coverage.total} routes and rules touched"
-    print(f"{f'{len(failed)} of {count} failed' if failed else f'ok: {count}'} in {seconds * 1000:.0f} ms, {touched}")
+    total = _tally(results, bool(failed))
+    end = f"{f'{total} failed' if failed else f'ok: {total}'} in {seconds * 1000:.0f} ms"
+    if cases:
+        for part in coverage.untouched:
+            print(f"{part.where}: no case touches {part.kind} {part.name}")
+        end += f", {coverage.total - len(coverage.untouched)} of {coverage.total} routes and rules touched"
+    print(end)
     return 1 if failed else 0
 
 
-async def _run(model: Model, cases: Sequence[Case], coverage: Coverage) -> list[Result]:
+def _tally(results: Sequence[Result], failed: bool) -> str:
+    """Returns how many cases and invariants there were, and how many of them failed if any did."""
+    parts = []
+    for kind, name in ((Case, "case"), (Invariant, "invariant")):
+        found = [result for result in results if isinstance(result.test, kind)]
+        if not found:
+            continue
+        text = _count(len(found), name)
+        if failed:
+            text = f"{sum(bool(result.failed) for result in found)} of {text}"
+        if kind is Invariant:
+            text += f" ({_count(sum(result.asked for result in found), 'request')})"
+        parts.append(text)
+    return " and ".join(parts)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+async def _run(
+    model: Model,
+    cases: Sequence[Case],
+    invariants: Sequence[Invariant],
+    coverage: Coverage,
+    explain: Callable[[Question], str],
+) -> list[Result]:
     explainer = finish(explaining(model))
     results = []
     for case in cases:
@@ -95,12 +130,20 @@ async def _run(model: Model, cases: Sequence[Case], coverage: Coverage) -> list[
         coverage.touch(told)
         failed = failures(case, told)
         results.append(Result(case, failed, render(told) if failed else [], time.perf_counter() - started))
+    for invariant in invariants:
+        started = time.perf_counter()
+        proof = await prove(explainer, invariant.spec)
+        why, trace = [proof.why] if proof.why else [], []
+        if proof.example is not None:
+            why.append(explain(proof.example[0]))
+            trace = render(proof.example[1])
+        results.append(Result(invariant, why, trace, time.perf_counter() - started, proof.asked))
     return results
 
 
 def _told(result: Result) -> list[str]:
-    case = result.case
-    head = [f"{case.file}:{case.line}: FAILED {case.name}", *(f"  {why}" for why in result.failed)]
+    test = result.test
+    head = [f"{test.file}:{test.line}: FAILED {test.name}", *(f"  {why}" for why in result.failed)]
     return head + [f"    {line}" for line in result.trace]
 
 
@@ -111,8 +154,8 @@ def _junit(results: Sequence[Result], path: str) -> None:
         "testsuite", name="l7proxy test", tests=str(len(results)), failures=str(failed), errors="0", time=seconds
     )
     for result in results:
-        case = result.case
-        attributes = {"classname": case.file, "name": case.name, "file": case.file, "line": str(case.line)}
+        test = result.test
+        attributes = {"classname": test.file, "name": test.name, "file": test.file, "line": str(test.line)}
         element = ElementTree.SubElement(suite, "testcase", attributes, time=f"{result.seconds:.6f}")
         if result.failed:
             failure = ElementTree.SubElement(element, "failure", message="; ".join(result.failed))

@@ -1,4 +1,4 @@
-"""Policy tests as files: a list of cases, each a request and what is expected to become of it."""
+"""Policy tests as files: cases, each a request and what becomes of it, and invariants, which speak of every request."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal, Union
@@ -11,8 +11,9 @@ from l7proxy.config.model import Part, TextMatch, doc
 from l7proxy.config.scalars import INVALID, Notes
 from l7proxy.config.yaml import chunks, parse
 from l7proxy.core.errors import ConfigError, Problem
-from l7proxy.core.fields import HeaderName, HeaderValue, Method
+from l7proxy.core.fields import HeaderName, HeaderValue, HostPattern, Method
 from l7proxy.core.slices import finish
+from l7proxy.filters.authorization import Conditions
 
 Status = Annotated[int, Meta(ge=100, le=599)]
 Fields = dict[HeaderName, Union[HeaderValue, TextMatch]]
@@ -62,10 +63,54 @@ class CaseSpec(Part, frozen=True):
     name: Annotated[str, doc("What reports call it; by default its method and URL.")] = ""
 
 
+class Requests(Conditions, frozen=True):
+    """Requests by the words of an authorization rule, and by host."""
+
+    hosts: Annotated[tuple[HostPattern, ...], doc("Hosts: exact, `*.suffix` or `*`.")] = ()
+
+
+class Claim(Requests, frozen=True):
+    """The requests that an invariant speaks of."""
+
+    unless: Annotated[Requests | tuple[Requests, ...], doc("Those that are excepted; a list for several kinds.")] = ()
+    to: Annotated[str | None, doc("The upstream that is meant; by default any, and a route's own answer.")] = None
+    direction: Annotated[Literal["inbound", "outbound"], doc("Which listener is asked.")] = "inbound"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if Requests() in self.exceptions:
+            raise ValueError("unless: names no condition, so that every request would be excepted")
+
+    @property
+    def exceptions(self) -> tuple[Requests, ...]:
+        return self.unless if isinstance(self.unless, tuple) else (self.unless,)
+
+
+class InvariantSpec(Part, frozen=True):
+    """What holds for every request, whichever it is."""
+
+    exactly_one = (("never", "always"),)
+
+    name: Annotated[str, doc("What reports call it.", min_length=1)]
+    never: Annotated[Claim | None, doc("None of these requests is allowed.")] = None
+    always: Annotated[Claim | None, doc("Each of these requests is allowed.")] = None
+
+    @property
+    def claim(self) -> Claim:
+        found = self.never or self.always
+        assert found is not None
+        return found
+
+
 class Suite(Part, frozen=True):
     """One document of a test file."""
 
-    cases: Annotated[tuple[CaseSpec, ...], Meta(min_length=1, description="The cases.")]
+    cases: Annotated[tuple[CaseSpec, ...], Meta(min_length=1, description="Single requests.")] = ()
+    invariants: Annotated[tuple[InvariantSpec, ...], Meta(min_length=1, description="All requests.")] = ()
+
+    def __post_init__(self) -> None:
+        if not self.cases and not self.invariants:
+            raise ValueError("there are neither cases nor invariants")
 
 
 class Case(Part, frozen=True):
@@ -80,10 +125,23 @@ class Case(Part, frozen=True):
         return self.spec.name or f"{self.spec.request.method} {self.spec.request.url}"
 
 
-def read_cases(paths: Sequence[str]) -> list[Case]:
-    """Returns the cases of the files and folders at `paths`; raises ConfigError with every mistake in them."""
+class Invariant(Part, frozen=True):
+    """One invariant and where it stands."""
+
+    spec: InvariantSpec
+    file: str
+    line: int
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+
+def read_tests(paths: Sequence[str]) -> tuple[list[Case], list[Invariant]]:
+    """Returns what the files and folders at `paths` hold; raises ConfigError with every mistake in them."""
     problems: list[Problem] = []
     cases: list[Case] = []
+    invariants: list[Invariant] = []
     for file in expand(paths, problems):
         try:
             for chunk in chunks(contents(file), file):
@@ -94,8 +152,11 @@ def read_cases(paths: Sequence[str]) -> list[Case]:
                 suite = decode(node, Suite, "", notes)
                 problems += notes.problems
                 if suite is not INVALID:
-                    lines = [chunk.offset + notes.lines[f"cases[{n}]"] for n in range(len(suite.cases))]
-                    cases += [Case(spec, file, line) for spec, line in zip(suite.cases, lines, strict=True)]
+                    lines = {path: chunk.offset + line for path, line in notes.lines.items()}
+                    cases += [Case(spec, file, lines[f"cases[{n}]"]) for n, spec in enumerate(suite.cases)]
+                    invariants += [
+                        Invariant(spec, file, lines[f"invariants[{n}]"]) for n, spec in enumerate(suite.invariants)
+                    ]
         except ConfigError as error:
             problems += error.problems
     problems += [
@@ -105,4 +166,4 @@ def read_cases(paths: Sequence[str]) -> list[Case]:
     ]
     if problems:
         raise ConfigError(problems)
-    return cases
+    return cases, invariants

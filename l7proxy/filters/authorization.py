@@ -24,10 +24,9 @@ _DECLARED = 100
 """Rules of one route whose counters exist before they first deny."""
 
 
-class AccessRule(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+class Conditions(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
     """Matches a request when every key that is written does; within a key one entry is enough."""
 
-    name: Annotated[str, Meta(description="What logs and metrics call it; by default its place, like `allow[0]`.")] = ""
     identities: Annotated[
         tuple[Pattern, ...],
         Meta(description="SPIFFE IDs (or DNS names) of callers; `*` at an end stands for anything, alone for anybody."),
@@ -47,15 +46,33 @@ class AccessRule(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"
     headers: Annotated[
         dict[HeaderName, tuple[Pattern, ...]], Meta(description="Header fields, each with the values that match.")
     ] = {}
-    mode: Annotated[Mode, Meta(description="A rule in SHADOW denies nothing: what it would deny is logged.")] = (
-        "ENFORCE"
-    )
 
     def __post_init__(self) -> None:
         for pattern in self.paths:
             check_path(pattern)
         for pattern in self.identities:
             _check_identity(pattern)
+
+    def clauses(self, address: Literal["clientIP", "anyIP"]) -> tuple[Clause, ...]:
+        """Returns what must hold, as the authorizer takes it; `address` is the one that `sourceIPs` speak of."""
+        clauses = [
+            Clause("identity", self.identities),
+            Clause("namespace", self.namespaces),
+            Clause(address, self.source_ips),
+            Clause("method", self.methods),
+            Clause("path", self.paths),
+            *(Clause("header", values, key=name) for name, values in self.headers.items()),
+        ]
+        return tuple(clause for clause in clauses if clause.values)
+
+
+class AccessRule(Conditions, frozen=True):
+    """Matches a request when every key that is written does; within a key one entry is enough."""
+
+    name: Annotated[str, Meta(description="What logs and metrics call it; by default its place, like `allow[0]`.")] = ""
+    mode: Annotated[Mode, Meta(description="A rule in SHADOW denies nothing: what it would deny is logged.")] = (
+        "ENFORCE"
+    )
 
 
 class Authorization(Filter, frozen=True):
@@ -101,17 +118,9 @@ class Authorization(Filter, frozen=True):
         line: Callable[[str], tuple[str, int]],
         address: Literal["clientIP", "anyIP"],
     ) -> Rule:
-        clauses = [
-            Clause("identity", rule.identities),
-            Clause("namespace", rule.namespaces),
-            Clause(address, rule.source_ips),
-            Clause("method", rule.methods),
-            Clause("path", rule.paths),
-            *(Clause("header", values, key=name) for name, values in rule.headers.items()),
-        ]
         return Rule(
             rule.name or place,
-            ((tuple(clause for clause in clauses if clause.values),),),
+            ((rule.clauses(address),),),
             rule.mode == "SHADOW" or self.mode == "SHADOW",
             _where(line(place)),
         )

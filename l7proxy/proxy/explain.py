@@ -33,6 +33,7 @@ from l7proxy.telemetry.log import Log
 from l7proxy.telemetry.tracing import Tracer
 from l7proxy.upstream.cluster import Cluster
 from l7proxy.upstream.dial import Dial
+from l7proxy.wire.path import normalise
 
 
 class Explainer:
@@ -55,6 +56,29 @@ class Explainer:
             live.max_active = live.max_held = sys.maxsize
             await make_app(live, question.inbound)(exchange)
         return self._tell(question, exchange, begins, refused)
+
+    def heard(self, question: Question) -> Request:
+        """Returns the request as rules see it: with its path normalised, and the client's address as it is believed.
+
+        Raises ValueError for one that no client can send, and Malformed for one that is refused as it stands.
+        """
+        asked = Asked(question)
+        request = Request(
+            asked.method,
+            asked.scheme,
+            asked.authority,
+            normalise(asked.path),
+            asked.query,
+            asked.path,
+            asked.headers,
+            asked.body,
+            peer=asked.peer,
+            source=asked.client[0] if asked.client is not None else "",
+            inbound=question.inbound,
+        )
+        if question.inbound:
+            self._snapshot.inbound.forwarding.apply(request)
+        return request
 
     def dismantle(self) -> Steps[None]:
         """Lets go in steps of what was compiled: no more questions can be asked."""

@@ -45,8 +45,8 @@ def failures(case: Case, told: Explanation) -> list[str]:
     same("code", expect.code, answer.code if answer is not None else None)
     if expect.rule is not None and expect.rule not in rules:
         found.append(f"rule {expect.rule} does not decide, but {', '.join(rules) or 'none'}")
-    if expect.upstream is not None and expect.upstream not in _names(towards):
-        found.append(f"upstream is {' or '.join(_names(towards)) or 'none'}, not {expect.upstream}")
+    if expect.upstream is not None and expect.upstream not in names(towards):
+        found.append(f"upstream is {' or '.join(names(towards)) or 'none'}, not {expect.upstream}")
     found += _headers("the answer's", expect.headers, answer.headers if answer is not None else ())
     if expect.sent is not None:
         if towards is None:
@@ -58,7 +58,8 @@ def failures(case: Case, told: Explanation) -> list[str]:
     return found
 
 
-def _names(towards: Towards | None) -> list[str]:
+def names(towards: Towards | None) -> list[str]:
+    """Returns the upstreams that a request may go to."""
     if towards is None:
         return []
     return list(towards.split) or [towards.name]

@@ -1,5 +1,7 @@
 """`l7proxy test` as its users and their CI run it."""
 
+import re
+import shlex
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -56,6 +58,10 @@ def check(folder: Path, tests: str, *arguments: str) -> tuple[int, str, str]:
 
 def case(request: str, expect: str) -> str:
     return f"cases:\n  - request: {request}\n    expect: {expect}\n"
+
+
+def claim(spec: str) -> str:
+    return f"invariants:\n  - {{name: it, {spec[1:]}\n".replace(", }", "}")
 
 
 def test_cases_that_hold_are_counted(tmp_path):
@@ -128,6 +134,15 @@ def test_junit_is_written_for_ci(tmp_path):
         (case("{}", "{route: a}"), "tests.yaml:2: cases[0].request: key 'url' is missing"),
         (case("{url: /}", "{}"), "tests.yaml:2: expect: nothing is expected here"),
         ("cases: []\n", "tests.yaml:1: cases: is empty"),
+        ("{}\n", "tests.yaml:1: there are neither cases nor invariants"),
+        (claim("{}"), "tests.yaml:2: invariants[0]: one of 'never' and 'always' is needed"),
+        (
+            claim("{never: {}, always: {}}"),
+            "tests.yaml:2: invariants[0]: only one of 'never' and 'always' can stand here",
+        ),
+        (claim("{never: {paths: [admin]}}"), "invariants[0].never: 'admin': no request has such a path"),
+        (claim("{never: {unless: {}}}"), "unless: names no condition, so that every request would be excepted"),
+        (claim("{never: {path: /a}}"), "invariants[0].never.path: unknown key; did you mean 'paths'?"),
         ("cases: [\n", "tests.yaml:1: not valid YAML"),
     ],
 )
@@ -135,6 +150,55 @@ def test_a_mistake_in_a_test_file_has_its_line(tmp_path, tests, mistake):
     status, out, err = check(tmp_path, tests)
     assert (status, out) == (1, "")
     assert mistake in err
+
+
+NEVER = """
+invariants:
+  - name: nothing but the shop comes in
+    never: {hosts: [any.org], paths: ["/v1/*"], unless: {namespaces: [shop]}}
+  - name: everybody is sent on
+    always: {paths: [/old]}
+"""
+HOLE = route("hole", "{matches: [{path: {prefix: /v1/open}, methods: [PUT]}]}")
+
+
+def test_an_invariant_that_holds_is_proved(tmp_path):
+    status, out, err = check(tmp_path, NEVER)
+    assert (status, err) == (0, "")
+    assert re.fullmatch(r"ok: 2 invariants \(\d+ requests\) in \d+ ms\n", out)
+    status, out, _ = check(tmp_path, GOOD + "---" + NEVER)
+    assert status == 0
+    assert re.fullmatch(r"ok: 5 cases and 2 invariants \(\d+ requests\) in \d+ ms, 5 of 5 .* touched\n", out)
+
+
+def test_an_invariant_that_fails_names_a_request_that_explain_replays(tmp_path, monkeypatch):
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf/hole.yaml").write_text(HOLE)
+    status, out, err = check(tmp_path, GOOD + "---" + NEVER, "--junit", "out.xml", "--service", "two words")
+    assert (status, err) == (1, "")
+    failure, _, summary = out.partition("\n\n")
+    lines = failure.splitlines()
+    place = (GOOD + "---" + NEVER).index("  - name: nothing but")
+    assert lines[0] == f"tests.yaml:{(GOOD + NEVER)[:place].count(chr(10)) + 1}: FAILED nothing but the shop comes in"
+    assert lines[1] == "  this request is allowed"
+    assert lines[2].startswith("  l7proxy explain -c conf --service 'two words' PUT http://any.org/v1/open")
+    assert re.search(r"\n0 of 5 cases and 1 of 2 invariants \(\d+ requests\) failed in .*\n", summary)
+    monkeypatch.chdir(tmp_path)
+    status, told, _ = l7proxy(*shlex.split(lines[2])[1:], folder=tmp_path)
+    assert (status, told.splitlines()) == (0, [line[4:] for line in lines[3:]])
+    suite = ElementTree.parse(tmp_path / "out.xml").getroot()
+    assert (suite.get("tests"), suite.get("failures")) == ("7", "1")
+    element = suite.find(".//failure")
+    assert element is not None
+    assert element.text == failure
+
+
+def test_what_cannot_be_proved_fails(tmp_path):
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf/more.yaml").write_text(route("odd", r"{matches: [{path: {regex: '/v2/\bx'}}]}"))
+    status, out, _ = check(tmp_path, NEVER)
+    assert status == 1
+    assert "  undecided: the regular expression '/v2/\\\\bx' cannot be enumerated: \\b\n" in out
 
 
 def test_a_request_that_no_client_can_send_fails_its_case(tmp_path):
