@@ -141,12 +141,13 @@ def test_wrong_configuration_is_1_and_wrong_usage_2(config, tmp_path):
 
 def test_the_incidents_of_the_page_go_as_they_are_told(tmp_path):
     page = (Path(__file__).parents[2] / "docs/explain.md").read_text()
-    config, cases, *_ = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    config, cases, invariants, *_ = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     for name, text in (("base/policies", config), ("policies", config), ("tests", cases)):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "orders.yaml").write_text(text)
+    (tmp_path / "never.yaml").write_text(invariants)
     shown = re.findall(r"^```console\n\$ l7proxy (.*?)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    assert [command.split()[0] for command, _ in shown] == ["explain", "explain", "test", "why", "diff", "diff"]
+    assert [command.split()[0] for command, _ in shown] == ["explain", "explain", "test", "test", "why", "diff", "diff"]
     line = re.findall(r"^```json\n(.*?)\n```$", page, re.MULTILINE)[-1]
     version = json.loads(l7proxy("explain", "-c", "policies/", "GET", "/", "--json", folder=tmp_path)[1])["version"]
     for command, output in shown:
