@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
         print(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
     else:
         print("\n".join(map(printable, render(report))))
-    if not report.requests and any(note.kind == "foreign" for note in report.notes):
+    if not report.seen and any(note.kind == "foreign" for note in report.notes):
         return 1
     permitted = {"denial": args.allow_denials, "grant": args.allow_grants}
     return 1 if any(not permitted.get(change.kind, True) for change in report.changes) else 0

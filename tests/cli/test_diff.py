@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from l7proxy.__main__ import main
 from tests.cli.test_check import l7proxy
 from tests.config.test_load import SIDECAR, route, upstream
 from tests.conftest import StartServer, StartSidecar
@@ -221,7 +222,18 @@ def test_lines_that_are_not_compared_are_counted(folder):
 def test_a_log_of_another_kind_is_no_proof(folder):
     status, told = diff(folder, OLD, "GET / 200")
     assert (status, len(told)) == (1, 2)
+    assert diff(folder, OLD, "GET / 200", options=("--generate",))[0] == 1
     assert diff(folder, OLD)[0] == 0
+
+
+def test_requests_beyond_the_bound_are_counted_and_those_before_go_on(folder, monkeypatch, capsys):
+    monkeypatch.setattr("l7proxy.proxy.diff.MOST", 2)
+    monkeypatch.chdir(folder)
+    Path("access.log").write_text("\n".join(map(line, ("/read/1", "/read/2", "/read/3", "/read/1", "/read/4"))))
+    assert main(["diff", "old.yaml", "old.yaml", "--replay", "access.log"]) == 0
+    note, last = capsys.readouterr().out.splitlines()
+    assert note.startswith("note      2 of the lines were left out, the first is access.log:3: ")
+    assert last == "ok: nothing changes for 2 requests in 5 lines of logs"
 
 
 def test_a_log_cannot_command_a_terminal_nor_the_explain_verb(folder):
