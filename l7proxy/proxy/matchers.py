@@ -105,7 +105,7 @@ def members(dimension: Dimension, matchers: Iterable[Matcher], slashes: bool = T
     name, found = dimension[0], list(matchers)
     if name == "address":
         return _addresses(found)
-    universe = _any_host(found) if name == "host" else _UNIVERSES[name]
+    universe = _OF_MATCHERS[name](found) if name in _OF_MATCHERS else _UNIVERSES[name]
     symbols = universe.symbols if slashes else [symbol for symbol in universe.symbols if symbol[0] not in _SLASHES]
     languages = {matcher: Language(_LANGUAGES[name](matcher), matcher.read) for matcher in found}
     classes = partition(languages, universe.bounds, symbols, universe.prefer)
@@ -263,7 +263,6 @@ _NAME = "[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?"
 _ID = "([A-Za-z0-9_-]|[.][A-Za-z0-9_-]|[.][.][A-Za-z0-9._-])[A-Za-z0-9._-]*"
 _UNIVERSES = {
     "port": _Universe((Language(expression("[0-9]{0,5}")),)),
-    "path": _Universe((Language(_NORMAL), Language(_UTF8, read=True)), (*_PLAIN, *_ESCAPED), (b"/",)),
     "method": _Universe(
         (Language(expression(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")),),
         prefer=(b"GET", b"POST", b"PUT", b"DELETE", b"PATCH"),
@@ -281,6 +280,24 @@ _UNIVERSES = {
     ),
     "query": _Universe((Language(ANYTHING),)),
 }
+
+
+def _paths(matchers: Iterable[Matcher]) -> _Universe:
+    """Normalised paths. Escapes that plain texts do not name are all one to them, which spares most of the work."""
+    every = _Universe((Language(_NORMAL), Language(_UTF8, read=True)), (*_PLAIN, *_ESCAPED), (b"/",))
+    named: set[int] = set()
+    for matcher in matchers:
+        if matcher.kind == "regex" or is_template(matcher.text):
+            return every
+        named.update(reading(spelled(matcher.text)))
+    if max(named, default=0) >= 0x80:
+        return every
+    other = next(symbol for symbol in _ESCAPED if len(symbol[1]) == 1 and symbol[1][0] not in named)
+    escaped = [symbol for symbol in _ESCAPED if len(symbol[1]) > 1 or symbol[1][0] in named]
+    return _Universe((Language(_NORMAL),), (*_PLAIN, *escaped, other), (b"/",))
+
+
+_OF_MATCHERS = {"host": _any_host, "path": _paths}
 _USUAL = tuple(map(address_of, ("127.0.0.1", "192.0.2.1", "2001:db8::1", "0.0.0.0", "::")))
 
 
