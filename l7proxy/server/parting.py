@@ -26,20 +26,28 @@ def part(transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, patience
     with suppress(OSError, NotImplementedError):
         transport.write_eof()
     pause = patience if hear else min(_LOOK, patience)
+    loop.call_later(pause, _look, transport, loop, patience, pause, _outstanding(transport), loop.time())
 
-    def look(before: int, since: float) -> None:
-        if transport.is_closing():
-            return
-        left = _outstanding(transport)
-        now = loop.time()
-        if left < before:
-            since = now
-        if left and now - since < patience:
-            loop.call_later(pause, look, left, since)
-        else:
-            transport.abort()
 
-    loop.call_later(pause, look, _outstanding(transport), loop.time())
+def _look(
+    transport: asyncio.Transport,
+    loop: asyncio.AbstractEventLoop,
+    patience: float,
+    pause: float,
+    before: int,
+    since: float,
+) -> None:
+    """Ends the connection, or looks again after `pause` where the client has taken some of what was `before`."""
+    if transport.is_closing():
+        return
+    left = _outstanding(transport)
+    now = loop.time()
+    if left < before:
+        since = now
+    if left and now - since < patience:
+        loop.call_later(pause, _look, transport, loop, patience, pause, left, since)
+    else:
+        transport.abort()
 
 
 def reset(transport: asyncio.Transport) -> None:

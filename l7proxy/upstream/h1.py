@@ -144,8 +144,7 @@ class H1Connection(Expiring):
 
     def abort(self) -> None:
         """Ends the connection at once."""
-        if self._sender is not None:
-            self._sender.cancel()
+        self._stop_sending()
         if self.transport is not None:
             self.transport.abort()
 
@@ -205,8 +204,7 @@ class H1Connection(Expiring):
             else:
                 stream.fail(ProxyError("upstream_reset", "closed inside the response body"))
         self._stream = None
-        if self._sender is not None:
-            self._sender.cancel()
+        self._stop_sending()
         self._done(self, False)
 
     def pause_writing(self) -> None:
@@ -305,6 +303,12 @@ class H1Connection(Expiring):
         else:
             self._sender = None
             self._done(self, True)
+
+    def _stop_sending(self) -> None:
+        # A task that was cancelled holds its frames, which lead back here: it is not kept.
+        sender, self._sender = self._sender, None
+        if sender is not None:
+            sender.cancel()
 
     def _unsent(self) -> bool:
         """Whether some of the request has not left this process yet."""

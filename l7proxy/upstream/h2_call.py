@@ -112,8 +112,7 @@ class H2Call:
         """Nobody waits for the response any more."""
         connection = self.connection
         self._part()
-        if self._sender is not None:
-            self._sender.cancel()
+        self._stop_sending()
         if self.stream.state:
             connection.session.send_reset(self.stream, Error.CANCEL)
             connection.flush_soon()
@@ -191,8 +190,7 @@ class H2Call:
 
     def fail(self, error: ProxyError) -> None:
         """The stream has ended before its time."""
-        if self._sender is not None:
-            self._sender.cancel()
+        self._stop_sending()
         if self._complete:
             return
         self._complete = True
@@ -210,6 +208,12 @@ class H2Call:
 
     # Inside.
 
+    def _stop_sending(self) -> None:
+        # A task that was cancelled holds its frames, which lead back here: it is not kept.
+        sender, self._sender = self._sender, None
+        if sender is not None:
+            sender.cancel()
+
     def _begin_body(self) -> None:
         body = self._body = Stream(self._consumed, self._closed)
         for data in self._early:
@@ -220,9 +224,8 @@ class H2Call:
         """The response is complete; a request that is not has nobody to read it."""
         self._complete = True
         self.stream.owner = None
-        if self._sender is not None:
-            # Whatever the stream's state: a reset that came along has closed it, and would leave the sender waiting.
-            self._sender.cancel()
+        # Whatever the stream's state: a reset that came along has closed it, and would leave the sender waiting.
+        self._stop_sending()
         if self.stream.state:
             self.connection.session.send_reset(self.stream, Error.CANCEL)
 

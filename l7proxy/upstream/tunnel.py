@@ -50,8 +50,7 @@ class Tunnel(Expiring):
             self.received.fail(ProxyError("upstream_reset", f"the tunnel broke: {error}"))
         if self._drained is not None and not self._drained.done():
             self._drained.cancel()
-        if self._sender is not None:
-            self._sender.cancel()
+        self._stop_sending()
         self._ended()
 
     def pause_writing(self) -> None:
@@ -86,6 +85,12 @@ class Tunnel(Expiring):
                 self._transport.abort()
         finally:
             body.close()
+
+    def _stop_sending(self) -> None:
+        # A task that was cancelled holds its frames, which lead back here: it is not kept.
+        sender, self._sender = self._sender, None
+        if sender is not None:
+            sender.cancel()
 
     def _consumed(self, size: int) -> None:
         if not self._reading and self._transport is not None and not self._transport.is_closing():

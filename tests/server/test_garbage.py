@@ -3,6 +3,7 @@
 import asyncio
 import gc
 from collections import Counter
+from collections.abc import Sequence
 from typing import cast
 
 import pytest
@@ -22,12 +23,16 @@ GIVEN_UP = {
     "before the answer": b"GET /never HTTP/1.1\r\nHost: a\r\n\r\n",
     "inside the answer": b"GET /part HTTP/1.1\r\nHost: a\r\n\r\n",
     "inside the request": b"POST /never HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\nabc",
+    "after an early answer": b"POST /whole HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\nabc",
 }
 TIMES = 10
 
 
+WHOLE = b"GET /whole HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
 class Application(asyncio.Protocol):
-    """Answers `/part` with a part of what it announces, and nothing else at all."""
+    """Answers `/whole`, `/part` with a part of what it announces, and nothing else at all."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -35,21 +40,26 @@ class Application(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if b"/part" in data:
             self.transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\nabc")
+        elif b"/whole" in data:
+            self.transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nabc")
 
 
 class Client(asyncio.Protocol):
-    """Sends a request and goes away as rudely as it can."""
+    """Sends requests, each but the first after an answer, and goes away as rudely as it can."""
 
-    def __init__(self, request: bytes) -> None:
-        self.request = request
+    def __init__(self, requests: Sequence[bytes]) -> None:
+        self.requests = iter(requests)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        connection = cast(asyncio.Transport, transport)
-        connection.write(self.request)
-        asyncio.get_running_loop().call_later(0.02, connection.abort)
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.write(next(self.requests))
+        asyncio.get_running_loop().call_later(0.02, self.transport.abort)
+
+    def data_received(self, data: bytes) -> None:
+        self.transport.write(next(self.requests, b""))
 
 
-async def leftovers(request: bytes) -> Counter[str]:
+async def leftovers(*requests: bytes) -> Counter[str]:
     """Returns the types of the objects that the collector finds after clients have given up."""
     loop = asyncio.get_running_loop()
     application = await loop.create_server(Application, "127.0.0.1", 0)
@@ -70,7 +80,7 @@ async def leftovers(request: bytes) -> Counter[str]:
                 gc.disable()
                 gc.set_debug(gc.DEBUG_SAVEALL)
             for _ in range(TIMES):
-                await loop.create_connection(lambda: Client(request), *address)
+                await loop.create_connection(lambda: Client(requests), *address)
             for _ in range(100):
                 await asyncio.sleep(0.02)
                 if listener.accepted.value == rounds * TIMES and not listener.connections and not control.live.active:
@@ -90,7 +100,8 @@ async def leftovers(request: bytes) -> Counter[str]:
         telemetry.close()
 
 
+@pytest.mark.parametrize("before", [(), (WHOLE,)], ids=["new connection", "connection of the pool"])
 @pytest.mark.parametrize("request_", GIVEN_UP.values(), ids=GIVEN_UP.keys())
-def test_a_client_that_gives_up_leaves_no_cycle(request_: bytes) -> None:
-    found = uvloop.run(leftovers(request_))
+def test_a_client_that_gives_up_leaves_no_cycle(request_: bytes, before: tuple[bytes, ...]) -> None:
+    found = uvloop.run(leftovers(*before, request_))
     assert not {name: count for name, count in found.items() if count >= TIMES}
