@@ -21,6 +21,7 @@ from l7proxy.core.fields import (
     HostPort,
     Listen,
     Method,
+    PathRegex,
     PathText,
     Regex,
     Size,
@@ -395,9 +396,9 @@ class PathMatch(Part, frozen=True):
 
     exactly_one = (("exact", "prefix", "regex"),)
 
-    exact: Annotated[PathText | None, doc("The whole path.")] = None
+    exact: Annotated[PathText | None, doc("The whole path; `/café` is `/caf%C3%A9`.")] = None
     prefix: Annotated[PathText | None, doc("Whole segments at its start: `/v1` matches `/v1/a`, not `/v10`.")] = None
-    regex: Annotated[Regex | None, doc("A regular expression that matches the whole path.")] = None
+    regex: Annotated[PathRegex | None, doc("A regular expression that matches the whole path.")] = None
 
 
 class Match(Part, frozen=True):

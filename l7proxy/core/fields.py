@@ -8,7 +8,7 @@ import ipaddress
 import re
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from msgspec import Meta
 
@@ -50,6 +50,8 @@ PathText = Annotated[str, Meta(extra={"format": "path"})]
 """An absolute path."""
 Regex = Annotated[str, Meta(extra={"format": "regex"})]
 """A regular expression of RE2's syntax; it must match the whole text."""
+PathRegex = Annotated[str, Meta(extra={"format": "pathregex"})]
+"""A Regex for paths, which come in ASCII."""
 Cidr = Annotated[str, Meta(extra={"format": "cidr"})]
 """An address or a block of addresses: `10.0.0.0/8`, `192.0.2.7`, `fd00::/8`."""
 HeaderName = Annotated[str, Meta(extra={"format": "header"})]
@@ -167,6 +169,13 @@ def regex(text: str) -> str:
     return text
 
 
+def _path_regex(text: str) -> str:
+    if (odd := next((letter for letter in text if letter > "\x7f"), None)) is not None:
+        sent = quote(odd)
+        raise ValueError(f"{text!r} matches no path: clients send {odd!r} as {sent}, which is what is matched")
+    return regex(text)
+
+
 def _listen(text: str) -> str:
     if text.startswith("unix:"):
         if not text.startswith("unix:/"):
@@ -251,6 +260,7 @@ FORMATS: dict[str, Format] = {
         Format("hostname", _host, "orders.example.com", r"^[^*\s/]+$"),
         Format("path", _path, "/v1/orders", r"^/[^?#\s]*$"),
         Format("regex", regex, "/v[0-9]+/.*"),
+        Format("pathregex", _path_regex, "/v[0-9]+/.*"),
         Format("cidr", network, "10.0.0.0/8", r"^[0-9a-fA-F.:]+(/[0-9]{1,3})?$"),
         Format("header", _header, "x-tenant", r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"),
         Format("value", _value, "blue"),

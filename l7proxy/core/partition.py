@@ -16,21 +16,21 @@ Key = TypeVar("Key", bound=Hashable)
 MOST = 20_000
 """Sets of positions to visit; more are not worth the wait."""
 
-Symbol = tuple[bytes, bytes]
-"""What a step adds to a word: the bytes as they are written, and as they are read."""
+Symbol = tuple[bytes, ...]
+"""What a step adds to a word: bytes as they are written, and as they are on each further track where those differ."""
 
 _NICE = b"abcdefghijklmnopqrstuvwxyz0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ-._~/"
 BYTES: tuple[Symbol, ...] = tuple(
-    (bytes((byte,)), bytes((byte,))) for byte in (*_NICE, *(byte for byte in range(256) if byte not in _NICE))
+    (bytes((byte,)),) for byte in (*_NICE, *(byte for byte in range(256) if byte not in _NICE))
 )
-"""Every byte, read as it is written; those that are nice to look at come first."""
+"""Every byte, the same on all tracks; those that are nice to look at come first."""
 
 
 class Language(Struct, frozen=True):
-    """A language of words as they are written, or with `read` of words as they are read."""
+    """A language of words as they are written (track 0), or of what they are on another track."""
 
     node: Node
-    read: bool = False
+    track: int = 0
 
 
 class Class(Struct, Generic[Key], frozen=True):
@@ -65,7 +65,7 @@ def partition(
     for word in prefer:
         state = runs.start
         for byte in word:
-            state = runs.step(state, (bytes((byte,)),) * 2)
+            state = runs.step(state, (bytes((byte,)),))
         visit(state, word)
     seen = {runs.start}
     layer = [(runs.start, b"")]
@@ -88,20 +88,21 @@ def partition(
 class _Runs:
     """Several automata as one, of which the first are bounds.
 
-    Positions are numbered through; a state is the set of those where a word may have come to, as bits. The last two
-    bits are where the automata of words as they are written and as they are read begin.
+    Positions are numbered through; a state is the set of those where a word may have come to, as bits. The last
+    bits are where the automata of each track begin.
     """
 
     def __init__(self, languages: Sequence[Language], bounds: int) -> None:
         built = [automaton(language.node) for language in languages]
         count = sum(len(one.masks) for one in built)
-        starts = count, count + 1
-        self.start = 0b11 << count
+        tracks = 1 + max((language.track for language in languages), default=0)
+        self._tracks = [1 << count + track for track in range(tracks)]
+        self.start = sum(self._tracks)
         self._bounds = bounds
-        self._follow: list[int] = [0] * (count + 2)
+        self._follow: list[int] = [0] * (count + tracks)
         self._of = [0] * len(languages)
         self._owner: list[int] = []
-        self._last = self._read = 0
+        self._last = 0
         self._empty = [place for place, one in enumerate(built) if one.empty]
         masks: list[int] = []
         for place, (language, one) in enumerate(zip(languages, built, strict=True)):
@@ -109,12 +110,11 @@ class _Runs:
             masks += one.masks
             self._owner += [place] * len(one.masks)
             self._of[place] = (1 << len(masks)) - (1 << first)
-            self._follow[starts[language.read]] |= _bits(one.first) << first
+            self._follow[count + language.track] |= _bits(one.first) << first
             for position, after in enumerate(one.follow, first):
                 self._follow[position] = _bits(after) << first
             self._last |= _bits(one.last) << first
-            if language.read:
-                self._read |= self._of[place] | 1 << starts[1]
+            self._tracks[language.track] |= self._of[place]
         self._part = _parts(masks)
         self._by = {
             part: _bits(position for position, mask in enumerate(masks) if mask >> byte & 1)
@@ -142,10 +142,12 @@ class _Runs:
 
     def step(self, state: int, symbol: Symbol) -> int:
         """Returns the state that a symbol leads to."""
-        written, read = symbol
-        if written == read:
-            return self._through(state, written)
-        return self._through(state & ~self._read, written) | self._through(state & self._read, read)
+        if len(symbol) == 1:
+            return self._through(state, symbol[0])
+        reached = 0
+        for track, data in zip(self._tracks, symbol, strict=False):
+            reached |= self._through(state & track, data)
+        return reached
 
     def _through(self, state: int, data: bytes) -> int:
         for byte in data:

@@ -20,7 +20,7 @@ from l7proxy.proxy.snapshot import Live, Route, Side, Snapshot, Target
 from l7proxy.proxy.trace import Decision, tell
 from l7proxy.telemetry.access import Entry, Mark, take_down
 from l7proxy.wire.framing import Malformed
-from l7proxy.wire.path import ambiguous, normalise, reading, unescape_slashes
+from l7proxy.wire.path import ambiguous, canonical, normalise, unescape_slashes
 
 CANCELLED = 499
 """The status that logs and metrics show when the client went away before an answer (nginx's convention)."""
@@ -206,8 +206,10 @@ def _unambiguous(side: Side, path: bytes) -> bytes:
 
 
 def _agree(side: Side, request: Request, target: Target | None) -> None:
-    """Refuses a path whose route depends on whether it is read as it stands or as the application will read it."""
-    path = reading(request.path)
+    """Refuses a path whose route depends on which of the spellings it has that are one to the application."""
+    path = canonical(request.path)
+    if path == request.path:
+        return
     other = side.router.match(request.authority, path, request.method, request.headers, request.query)
     if (other and other.route) is not (target and target.route):
         raise Malformed("path_ambiguous")

@@ -20,6 +20,7 @@ from l7proxy.proxy.decision import Question
 from l7proxy.proxy.matchers import (
     ADDRESS,
     AMBIGUOUS,
+    CANONICAL,
     CONNECT,
     HOST,
     IDENTITY,
@@ -68,7 +69,7 @@ class _Entry:
     def __init__(self, route: Resource[Route], match: Match, number: int) -> None:
         self._route = route
         self._match = match
-        self.path, self.read = of_path(match), of_path(match, read=True)
+        self.path, self.canonical = of_path(match), of_path(match, CANONICAL)
         length = len(prefix_key(match.path.prefix)) if match.path.prefix is not None else 0
         self.order = ("exact", "prefix", "regex").index(self.path.kind), -length, rank(match), number
         self.final = not (match.methods or match.headers or match.query)
@@ -77,7 +78,7 @@ class _Entry:
     def paths(self) -> Matchers:
         """The patterns of paths that may matter."""
         rules = chain.from_iterable(of_clause(clause) for clause in self._clauses if clause.attribute == "path")
-        return frozenset((self.path, self.read, *rules))
+        return frozenset((self.path, self.canonical, *rules))
 
     @cached_property
     def matters(self) -> Matchers:
@@ -129,10 +130,10 @@ class _Side:
     def matters(self, entries: Iterable[_Entry], paths: Matchers) -> Matchers:
         """Returns the patterns that matter to requests whose path these patterns match."""
         found = set(chain.from_iterable(map(of_clause, self.clauses)))
-        for read in (False, True):
-            # A path whose spellings lead to different routes is refused: what applications read counts too.
+        for canonical in (False, True):
+            # A path whose spellings lead to different routes is refused: both routes count.
             for entry in entries:
-                if (entry.read if read else entry.path) in paths:
+                if (entry.canonical if canonical else entry.path) in paths:
                     found |= entry.matters
                     if entry.final:
                         break

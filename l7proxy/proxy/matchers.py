@@ -19,26 +19,28 @@ from l7proxy.core.languages import ANYTHING, Either, Node, Seq, Undecided, expre
 from l7proxy.core.partition import BYTES, Language, Symbol, partition
 from l7proxy.filters.authorizer import Clause, is_template, template_expression
 from l7proxy.wire.authority import host_of, port_of
-from l7proxy.wire.path import reading, spelled
+from l7proxy.wire.path import canonical, reading, spelled
 
 Dimension = tuple[str, str]
 HOST, PORT, PATH, METHOD, IDENTITY, ADDRESS = (
     (name, "") for name in ("host", "port", "path", "method", "identity", "address")
 )
 
+SENT, CANONICAL, READ = range(3)
+"""The spellings of a path that are compared: normalised, one of all that are alike, and as applications read it."""
+
 
 class Matcher(Struct, frozen=True):
     """One pattern of one dimension.
 
     `kind` is how it is written: `exact`, `prefix`, `suffix`, `regex`, `present` and `host` as in a Route's match,
-    `text` with a `*` at an end as in authorization, or the attribute of an identity. Paths are also compared as
-    applications `read` them.
+    `text` with a `*` at an end as in authorization, or the attribute of an identity.
     """
 
     dimension: Dimension
     kind: str
     text: str = ""
-    read: bool = False
+    spelling: int = SENT
 
 
 class Member(Struct, frozen=True):
@@ -65,11 +67,11 @@ _ATTRIBUTES: dict[str, Dimension] = {
 }
 
 
-def of_path(match: Match, read: bool = False) -> Matcher:
-    """Returns the matcher of a match's path, as it is written or as applications read it."""
+def of_path(match: Match, spelling: int = SENT) -> Matcher:
+    """Returns the matcher of a match's path, held against one of the spellings of a request's."""
     path = match.path
     kind = "exact" if path.exact is not None else "prefix" if path.prefix is not None else "regex"
-    return Matcher(PATH, kind, path.exact or path.prefix or path.regex or "", read)
+    return Matcher(PATH, kind, path.exact or path.prefix or path.regex or "", spelling)
 
 
 def of_conditions(match: Match) -> Iterable[Matcher]:
@@ -94,7 +96,7 @@ def of_clause(clause: Clause) -> Iterable[Matcher]:
         else:
             dimension = _ATTRIBUTES[clause.attribute]
             kind = "text" if dimension in (METHOD, PATH) else clause.attribute if dimension == IDENTITY else "block"
-            yield Matcher(dimension, kind, value, dimension == PATH)
+            yield Matcher(dimension, kind, value, READ if dimension == PATH else SENT)
 
 
 def members(dimension: Dimension, matchers: Iterable[Matcher], slashes: bool = True) -> list[Member]:
@@ -107,7 +109,7 @@ def members(dimension: Dimension, matchers: Iterable[Matcher], slashes: bool = T
         return _addresses(found)
     universe = _OF_MATCHERS[name](found) if name in _OF_MATCHERS else _UNIVERSES[name]
     symbols = universe.symbols if slashes else [symbol for symbol in universe.symbols if symbol[0] not in _SLASHES]
-    languages = {matcher: Language(_LANGUAGES[name](matcher), matcher.read) for matcher in found}
+    languages = {matcher: Language(_LANGUAGES[name](matcher), matcher.spelling) for matcher in found}
     classes = partition(languages, universe.bounds, symbols, universe.prefer)
     if name == "header" and any(matcher.kind == "regex" for matcher in found):
         # A question is text; what only bytes that are none can tell apart cannot be asked.
@@ -249,11 +251,11 @@ def _any_host(matchers: Iterable[Matcher]) -> _Universe:
 _SLASHES = (b"%2F", b"%5C")
 _PLAIN = [symbol for symbol in BYTES if 0x20 < symbol[0][0] < 0x7F and symbol[0] not in (b"\\", b"#", b"?", b"%")]
 _ESCAPED = [
-    (b"%%%02X" % byte, b"%%%02X" % byte if byte in b"/\\%" else bytes((byte,)))
+    (escape := b"%%%02X" % byte, canonical(escape), reading(escape))
     for byte in (*range(0x20, 0x100), *range(1, 0x20))
     if not (chr(byte).isalnum() and byte < 0x80) and byte not in b"-._~"
 ]
-"""Escapes that stay in a normalised path, and how applications read them (`wire.path.reading`)."""
+"""Escapes that stay in a normalised path, in all their spellings."""
 _UTF8 = expression(
     r"([\x00-\x7f]|[\xc2-\xdf][\x80-\xbf]|\xe0[\xa0-\xbf][\x80-\xbf]|[\xe1-\xec\xee\xef][\x80-\xbf]{2}|\xed[\x80-\x9f][\x80-\xbf]"
     r"|\xf0[\x90-\xbf][\x80-\xbf]{2}|[\xf1-\xf3][\x80-\xbf]{3}|\xf4[\x80-\x8f][\x80-\xbf]{2})*"
@@ -284,7 +286,7 @@ _UNIVERSES = {
 
 def _paths(matchers: Iterable[Matcher]) -> _Universe:
     """Normalised paths. Escapes that plain texts do not name are all one to them, which spares most of the work."""
-    every = _Universe((Language(_NORMAL), Language(_UTF8, read=True)), (*_PLAIN, *_ESCAPED), (b"/",))
+    every = _Universe((Language(_NORMAL), Language(_UTF8, READ)), (*_PLAIN, *_ESCAPED), (b"/",))
     named: set[int] = set()
     for matcher in matchers:
         if matcher.kind == "regex" or is_template(matcher.text):
@@ -292,8 +294,8 @@ def _paths(matchers: Iterable[Matcher]) -> _Universe:
         named.update(reading(spelled(matcher.text)))
     if max(named, default=0) >= 0x80:
         return every
-    other = next(symbol for symbol in _ESCAPED if len(symbol[1]) == 1 and symbol[1][0] not in named)
-    escaped = [symbol for symbol in _ESCAPED if len(symbol[1]) > 1 or symbol[1][0] in named]
+    other = next(symbol for symbol in _ESCAPED if len(symbol[READ]) == 1 and symbol[READ][0] not in named)
+    escaped = [symbol for symbol in _ESCAPED if len(symbol[READ]) > 1 or symbol[READ][0] in named]
     return _Universe((Language(_NORMAL),), (*_PLAIN, *escaped, other), (b"/",))
 
 

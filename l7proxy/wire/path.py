@@ -11,6 +11,7 @@ _ALLOWED = re.compile(rb"[!-~]*")
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _RAW = re.compile(r"[^!-~]")
 _READ = re.compile(rb"%(?!2F|5C|25)([0-9A-F]{2})")
+_OPTIONAL = re.compile(rb"%(?!2[035F]|3F|5C|7F)([2-7][0-9A-F])")
 
 
 def normalise(path: bytes) -> bytes:
@@ -58,6 +59,11 @@ def reading(path: bytes) -> bytes:
     Escapes that are `ambiguous` stay as they are.
     """
     return _READ.sub(lambda match: bytes((int(match[1], 16),)), path) if b"%" in path else path
+
+
+def canonical(path: bytes) -> bytes:
+    """Returns the same spelling for all normalised paths with one `reading`: an escape stays where it must be one."""
+    return _OPTIONAL.sub(lambda match: bytes((int(match[1], 16),)), path) if b"%" in path else path
 
 
 def spelled(text: str) -> bytes:

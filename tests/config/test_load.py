@@ -250,6 +250,11 @@ def test_a_reference_to_a_document_with_a_mistake_is_no_second_mistake(tmp_path)
             "a.yaml:12: spec.tls.identity: '10.0.0.300' does not appear to be an IPv4 or IPv6 address",
         ),
         (
+            (SIDECAR, route("r", "{matches: [{path: {regex: '/caf(é|e)'}}]}")),
+            "a.yaml:11: spec.matches[0].path.regex: '/caf(é|e)' matches no path: clients send 'é' as %C3%A9, "
+            "which is what is matched",
+        ),
+        (
             (SIDECAR.replace("{app:", "{tls: {cert: no.crt, key: no.key}, app:"),),
             "a.yaml:6: spec.inbound.tls.cert: no.crt cannot be read: No such file or directory\n"
             "a.yaml:6: spec.inbound.tls.key: no.key cannot be read: No such file or directory",

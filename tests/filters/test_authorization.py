@@ -143,6 +143,33 @@ def test_no_spelling_leads_to_a_route_with_other_rules(
     assert started.get("/v1/orders/%3Acancel").status == 200
 
 
+@pytest.mark.parametrize("policies", [{}, {"authorization": {"allow": [{"sourceIPs": ["127.0.0.0/8"]}]}}])
+@pytest.mark.parametrize("path", [{"prefix": "/café"}, {"prefix": "/caf%c3%a9"}, {"regex": "/caf%C3%A9(/.*)?"}])
+def test_a_route_beyond_ascii_takes_what_clients_send(
+    path: dict[str, str], policies: dict[str, Any], sidecar: StartSidecar, serve: StartServer
+) -> None:
+    app = serve()
+    routes = [
+        route("menu", matches=[{"path": path}], policies=policies),
+        route("open", matches=[{"path": {"regex": "/.*"}}], directResponse={"status": 204}),
+    ]
+    started = sidecar(*routes, app=app.address)
+    for sent in ("/caf%C3%A9", "/caf%c3%a9/x", "/caf%C3%A9/a%20b"):
+        assert started.get(sent).status == 200
+    assert [request.target for request in app.requests] == ["/caf%C3%A9", "/caf%C3%A9/x", "/caf%C3%A9/a%20b"]
+    assert started.get("/cafe").status == started.get("/caf%C3%A8").status == 204
+
+
+def test_a_route_with_a_blank_takes_what_clients_send(sidecar: StartSidecar, serve: StartServer) -> None:
+    policies = {"authorization": {"deny": [{"paths": ["/my files/secret"]}]}}
+    started = sidecar(
+        route("files", matches=[{"path": {"prefix": "/my%20files"}}], policies=policies), app=serve().address
+    )
+    assert started.get("/my%20files/a").status == 200
+    assert started.get("/my%20files/secret").status == 403
+    assert started.get("/my%20files/%73ecret").status == 403
+
+
 @pytest.mark.parametrize(
     "host",
     ["admin.example", "ADMIN.example", "admin.example.", "admin.example:80", "admin.example:", "admin.example.:8"],

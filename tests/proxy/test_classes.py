@@ -110,6 +110,19 @@ def test_the_server_as_a_whole_is_asked_for_too(tmp_path: Path) -> None:
     assert [(question.method, question.url) for question in allowed] == [("OPTIONS", "*")]
 
 
+def test_a_route_beyond_ascii_is_asked_for_as_clients_ask(tmp_path: Path) -> None:
+    policy = "policies: {authorization: {allow: [{methods: [GET]}]}}"
+    configuration = loaded(tmp_path, SIDECAR, route("a", f"{{matches: [{{path: {{prefix: /café}}}}], {policy}}}"))
+    questions = list(requests([configuration]))
+    allowed = {
+        (question.method, question.url)
+        for question, found in zip(questions, outcomes(configuration, questions), strict=True)
+        if found[1]
+    }
+    assert ("GET", "http://localhost/caf%C3%A9") in allowed
+    assert {method for method, _ in allowed} == {"GET"}
+
+
 @pytest.mark.parametrize("trust", ["trustedProxies: [10.0.0.0/8]", "trustedHops: 2"])
 def test_the_address_that_trusted_proxies_forward_is_told_apart(tmp_path: Path, trust: str) -> None:
     configuration = loaded(
