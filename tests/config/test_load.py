@@ -251,7 +251,7 @@ def test_a_reference_to_a_document_with_a_mistake_is_no_second_mistake(tmp_path)
         ),
         (
             (SIDECAR, route("r", "{matches: [{path: {regex: '/caf(é|e)'}}]}")),
-            "a.yaml:11: spec.matches[0].path.regex: '/caf(é|e)' matches no path: clients send 'é' as %C3%A9, "
+            "a.yaml:12: spec.matches[0].path.regex: '/caf(é|e)' matches no path: clients send 'é' as %C3%A9, "
             "which is what is matched",
         ),
         (
