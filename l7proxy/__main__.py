@@ -1,6 +1,7 @@
 """The command line: one module of `cli/` for each verb, imported only when it is asked for."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -22,9 +23,12 @@ VERBS = {
     "certs": "make certificates for a laptop or a demo",
 }
 
+UNREAD = 128 + 13
+"""The status when nobody reads the output to its end: what a shell says of a program that SIGPIPE ended."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one verb; returns 0, 1 when a configuration is wrong, or 2 for wrong usage."""
+    """Runs one verb; returns 0, 1 when a configuration is wrong, or 2 for wrong usage, or UNREAD."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     parser = argparse.ArgumentParser(prog="l7proxy", description="An HTTP-aware L7 sidecar for microservices.")
     parser.add_argument("--version", action="version", version=f"l7proxy {__version__}")
@@ -38,7 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             module.configure(subparser)
             subparser.set_defaults(run=module.run)
     args = parser.parse_args(arguments)
-    status: int = args.run(args)
+    try:
+        status: int = args.run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever reads has seen enough; Python would complain once more when it flushes at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNREAD
     return status
 
 

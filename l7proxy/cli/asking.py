@@ -2,7 +2,6 @@
 
 import argparse
 import http.client
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -57,9 +56,6 @@ def ask(verb: str, args: argparse.Namespace, work: Callable[["Sidecar"], None]) 
         return 1
     except KeyboardInterrupt:
         pass
-    except BrokenPipeError:
-        # Whoever reads has seen enough; Python would complain once more when it flushes at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

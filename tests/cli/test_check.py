@@ -1,6 +1,7 @@
 """The command as its users run it: a process, its output and its exit status."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +10,14 @@ import pytest
 
 from tests.config.test_load import SIDECAR, route
 
+ROOT = Path(__file__).parents[2]
+
 
 def l7proxy(*arguments: str, folder: Path | None = None, **environment: str) -> tuple[int, str, str]:
     done = subprocess.run(
         [sys.executable, "-m", "l7proxy", *arguments],
         cwd=folder,
-        env={"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": "/usr/bin:/bin", **environment},
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", **environment},
         capture_output=True,
         text=True,
         timeout=60,
@@ -39,6 +42,27 @@ def test_every_mistake_is_one_line_with_file_and_line(tmp_path):
         "a.yaml:6: spec.inbond: unknown key; did you mean 'inbound'?\n"
         "a.yaml:12: spec.upstream: unknown upstream 'nobody'\n"
     )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check", "policies/host-routing"),
+        ("explain", "-c", "policies/host-routing", "GET", "/"),
+        ("test", "policies/host-routing", "policies/host-routing/tests"),
+        ("diff", "policies/host-routing", "policies/first-sidecar"),
+        ("schema",),
+    ],
+)
+def test_output_that_nobody_reads_ends_a_verb_quietly(arguments):
+    reads, writes = os.pipe()
+    os.close(reads)
+    try:
+        command = [sys.executable, "-m", "l7proxy", *arguments]
+        done = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, cwd=ROOT, timeout=60)
+    finally:
+        os.close(writes)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_a_warning_is_shown_and_is_no_failure(tmp_path):
