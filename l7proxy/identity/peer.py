@@ -4,6 +4,7 @@ X509-SVID sections 2 to 5: one URI SAN at most, a SPIFFE ID with a path, no sign
 """
 
 import hashlib
+import re
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -13,6 +14,7 @@ from l7proxy.core.peer import Peer
 from l7proxy.identity.refusal import Refused
 from l7proxy.identity.spiffe import parse
 
+_DNS = re.compile(r"[A-Za-z0-9_*.-]+")
 _MOST = 4096
 _peers: dict[bytes, Peer] = {}
 
@@ -78,8 +80,9 @@ def _parse(der: bytes, fingerprint: str) -> Peer:
         identity, trust_domain = uri, spiffe.trust_domain
         namespace, account = spiffe.namespace, spiffe.service_account
     elif dns:
-        identity = dns[0]
-    else:
+        # What looks like a SPIFFE ID is one only as a URI name, which the trust domain is held to.
+        identity = next(filter(_DNS.fullmatch, dns), "")
+    if not identity:
         raise Refused("bad_certificate", f"the certificate of {subject or 'nobody'} has neither a URI nor a DNS name")
     return Peer(
         identity=identity,

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from l7proxy.identity.peer import peer_of
 from tests.conftest import StartServer, StartSidecar
 from tests.identity.conftest import StartSecure
 from tests.identity.pki import DAY, NOW, ORDERS, WEB, Authority, Pair, TlsClient, ask, context
@@ -65,6 +67,7 @@ def told(started: Sidecar, reason: str) -> str:
         (lambda ca: ca.issue("x", WEB, ca=True), "bad_certificate", "CA certificate as its own"),
         (lambda ca: ca.issue("x", WEB, cert_sign=True), "bad_certificate", "may sign others"),
         (lambda ca: ca.issue("x"), "bad_certificate", "neither a URI nor a DNS name"),
+        (lambda ca: ca.issue("x", dns=[WEB]), "bad_certificate", "neither a URI nor a DNS name"),
         (lambda ca: ca.issue("x", WEB, padding=120_000), "bad_certificate", "larger than 100 KiB"),
         (lambda ca: None, "no_certificate", "the peer showed no certificate"),
     ],
@@ -75,6 +78,15 @@ def test_a_certificate_that_proves_nothing_is_refused(
     started = secure()
     assert sentence in refused(started, ca, make(ca), reason)
     assert not started.log.exists() or not started.log.read_text()
+
+
+def test_a_dns_name_is_no_spiffe_id_whatever_it_looks_like(ca: Authority) -> None:
+    def identity(*dns: str) -> str:
+        certificate, _ = ca.sign(dns=dns)
+        return peer_of(certificate.public_bytes(Encoding.DER)).identity
+
+    assert identity(WEB, "web.shop.svc") == "web.shop.svc"
+    assert identity("a b", "spiffe:", "*.shop.svc") == "*.shop.svc"
 
 
 def test_a_self_signed_certificate_is_refused(secure: StartSecure, ca: Authority, tmp_path: Path) -> None:
