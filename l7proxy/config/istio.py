@@ -60,7 +60,7 @@ class Source(Part, frozen=True):
     not_request_principals: Annotated[Texts, doc("Subjects of JWTs; not supported.")] = ()
     namespaces: Annotated[Texts, doc("Namespaces of callers.")] = ()
     not_namespaces: Annotated[Texts, doc("Namespaces that are not meant.")] = ()
-    service_accounts: Annotated[Texts, doc("Service accounts of callers, `NAMESPACE/NAME` or `NAME`.")] = ()
+    service_accounts: Annotated[Texts, doc("Service accounts of callers, `NAMESPACE/NAME` or `NAME`, no `*`.")] = ()
     not_service_accounts: Annotated[Texts, doc("Service accounts that are not meant.")] = ()
     ip_blocks: Annotated[Texts, doc("Addresses of the peer.")] = ()
     not_ip_blocks: Annotated[Texts, doc("Addresses of the peer that are not meant.")] = ()
@@ -385,6 +385,9 @@ class _Reader:
                         raise ValueError(f"{value!r}: {{*}} and * cannot stand together")
                 elif not _PATTERN.fullmatch(value):
                     raise ValueError(f"{value!r}: a * can only stand at the start or at the end")
+                elif attribute == "serviceAccount" and "*" in value:
+                    # As in Istio. https://istio.io/latest/docs/reference/config/security/authorization-policy/#Source
+                    raise ValueError(f"{value!r}: a service account is named without *; principals may have one")
                 if attribute == "path":
                     check_path(value)
             except ValueError as error:

@@ -204,6 +204,13 @@ def test_a_service_account_without_a_namespace_is_of_the_policy_s(tmp_path: Path
     assert found.allow[0].groups[0][0][0].values == ("shop/web", "day/batch")
 
 
+@pytest.mark.parametrize("key", ["serviceAccounts", "notServiceAccounts"])
+@pytest.mark.parametrize("name", ["*web", "day/*", "*"])
+def test_a_service_account_has_no_wildcard_as_in_istio(key: str, name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"a\.yaml:\d+: .*a service account is named without \*"):
+        rules_of(tmp_path, policy(rules=[{"from": [{"source": {key: [name]}}]}]))
+
+
 def test_istio_documents_are_enforced(sidecar: StartSidecar, serve: StartServer, tmp_path: Path) -> None:
     ca = Authority(tmp_path)
     pair = ca.issue("orders", ORDERS)
