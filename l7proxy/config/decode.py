@@ -52,7 +52,7 @@ def _decoder(info: inspect.Type, done: dict[type, Decode]) -> Decode:
         case inspect.StructType():
             return _struct(info, done)
         case inspect.StrType():
-            return text(info, extra.get("format"), extra.get("words", ()))
+            return text(info, extra.get("format"), extra.get("words", ()), extra.get("meant", ""))
         case inspect.BoolType():
             return boolean
         case inspect.IntType() | inspect.FloatType():

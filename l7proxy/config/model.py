@@ -75,11 +75,23 @@ class Tls(Part, frozen=True):
     ca: Annotated[File | None, doc("The certificate authorities to trust (PEM).")] = None
     crl: Annotated[File | None, doc("Revoked certificates (PEM).")] = None
     spiffe: Annotated[
-        Annotated[str, Meta(pattern="^unix:/.+$")] | None,
+        Annotated[
+            str,
+            Meta(
+                pattern="^unix:/.+$", extra={"meant": "a socket by its absolute path, like unix:/run/spire/agent.sock"}
+            ),
+        ]
+        | None,
         doc("The socket of the SPIFFE Workload API, in place of files."),
     ] = None
     dev: Annotated[
-        Annotated[str, Meta(pattern="^[a-z0-9._-]{1,255}$")] | None,
+        Annotated[
+            str,
+            Meta(
+                pattern="^[a-z0-9._-]{1,255}$", extra={"meant": "a trust domain, like demo: lower case, digits and ._-"}
+            ),
+        ]
+        | None,
         doc(
             "A trust domain whose CA is made on the spot, in `~/.local/state/l7proxy`: all sidecars of this user trust "
             "each other, as `spiffe://DOMAIN/ns/NAMESPACE/sa/NAME` of their service. For laptops, never for production."
@@ -498,6 +510,7 @@ class Metadata(Part, frozen=True):
             "The name, unique among documents of its kind.",
             max_length=253,
             pattern="^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$",
+            extra={"meant": "a name: letters, digits and ._- between them"},
         ),
     ]
     namespace: Annotated[str, doc("The Kubernetes namespace.")] = ""

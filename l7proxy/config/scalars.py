@@ -80,8 +80,8 @@ def plain(node: Node) -> Any:
     return float(text) if _FLOAT.fullmatch(text) else text
 
 
-def text(info: inspect.StrType, name: str | None, words: Iterable[str] = ()) -> Decode:
-    """Reads a text; `words` are what may stand there, as examples tell it where a pattern says too little."""
+def text(info: inspect.StrType, name: str | None, words: Iterable[str] = (), meant: str = "") -> Decode:
+    """Reads a text; `words` or `meant` are what may stand there, in words where a pattern says too little."""
     row = FORMATS[name] if name else None
     least, most = info.min_length or 0, info.max_length
     pattern = re.compile(info.pattern) if info.pattern else None
@@ -108,7 +108,7 @@ def text(info: inspect.StrType, name: str | None, words: Iterable[str] = ()) -> 
                 path, node.line, f"must be one of {', '.join(words)}, not {value!r}" + suggest(value, words)
             )
         if pattern is not None and not pattern.search(value):
-            return notes.wrong(path, node.line, f"{value!r} does not match {pattern.pattern}")
+            return notes.wrong(path, node.line, f"{value!r} is not {meant or f'of the form {pattern.pattern}'}")
         return value
 
     return read

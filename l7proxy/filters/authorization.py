@@ -13,7 +13,14 @@ from l7proxy.core.stats import Counter
 from l7proxy.filters.authorizer import Authorizer, Clause, Rule, RuleSet, check_path
 from l7proxy.identity.peer import peer_named
 
-Pattern = Annotated[str, Meta(min_length=1, pattern=r"^(\*|\*?[^*]+|[^*]+\*)$")]
+Pattern = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        pattern=r"^(\*|\*?[^*]+|[^*]+\*)$",
+        extra={"meant": "a text with at most one *, at its start or at its end"},
+    ),
+]
 """A text, or the part of one before or after a `*`; `*` alone is any text but none."""
 Mode = Literal["ENFORCE", "SHADOW"]
 

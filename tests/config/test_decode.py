@@ -117,7 +117,7 @@ def test_a_text_is_the_text_that_stands_there(text):
         ("name: abc\nzzz: 1", "f:2: spec.zzz: unknown key"),
         ("name: a", "f:1: spec.name: is shorter than 2"),
         ("name: abcdef", "f:1: spec.name: is longer than 5"),
-        ("name: ABC", "f:1: spec.name: 'ABC' does not match ^[a-z]+$"),
+        ("name: ABC", "f:1: spec.name: 'ABC' is not of the form ^[a-z]+$"),
         ("name: [abc]", "f:1: spec.name: must be a text, not a list"),
         ("name: abc\nname2:", "f:2: spec.name2: unknown key; did you mean 'names'?"),
         ("name: ~", "f:1: spec.name: nothing stands here: give it a value, {} for a block of defaults"),

@@ -187,7 +187,7 @@ def test_a_reference_to_a_document_with_a_mistake_is_no_second_mistake(tmp_path)
         ),
         ((SIDECAR, document("Rote", "r", "{}")), "a.yaml:10: kind: unknown kind 'Rote'; did you mean 'Route'?"),
         ((SIDECAR, "---\napiVersion: l7proxy.io/v1\nkind: Route\n"), "a.yaml:9: key 'metadata' is missing"),
-        ((SIDECAR, route("a b", "{}")), "a.yaml:11: metadata.name: 'a b' does not match"),
+        ((SIDECAR, route("a b", "{}")), "a.yaml:11: metadata.name: 'a b' is not a name: letters, digits and ._-"),
         ((SIDECAR, route("r", "{}"), "status: {}"), "a.yaml:13: status: unknown key"),
         ((SIDECAR, route("r", "{upstream: pay}"), upstream("pays")), "unknown upstream 'pay'; did you mean 'pays'?"),
         (
@@ -253,6 +253,15 @@ def test_a_reference_to_a_document_with_a_mistake_is_no_second_mistake(tmp_path)
             (SIDECAR, route("r", "{matches: [{path: {regex: '/caf(é|e)'}}]}")),
             "a.yaml:12: spec.matches[0].path.regex: '/caf(é|e)' matches no path: clients send 'é' as %C3%A9, "
             "which is what is matched",
+        ),
+        (
+            (SIDECAR.replace("{app:", "{tls: {spiffe: /run/x.sock}, app:"),),
+            "a.yaml:6: spec.inbound.tls.spiffe: '/run/x.sock' is not a socket by its absolute path, "
+            "like unix:/run/spire/agent.sock",
+        ),
+        (
+            (SIDECAR.replace("{app:", "{tls: {dev: Demo}, app:"),),
+            "a.yaml:6: spec.inbound.tls.dev: 'Demo' is not a trust domain, like demo: lower case, digits and ._-",
         ),
         (
             (SIDECAR.replace("{app:", "{tls: {cert: no.crt, key: no.key}, app:"),),
