@@ -111,6 +111,7 @@ class Comparison:
 
     def _turn(self, runner: "Runner", seconds: int, count: bool) -> None:
         process = runner.proxy.process
+        _settle()
         before, busy, began = process.cpu(), core_busy(PROXY_CORE), time.monotonic()
         load = self.drive(runner.proxy, seconds)
         cpu = process.cpu() - before
@@ -128,6 +129,15 @@ class Comparison:
             runner.proofs.after(runner.answered, runner.cut_off)
         runner.row.proofs = runner.proofs.done
         return runner.row
+
+
+def _settle() -> None:
+    """Waits, 3 s at most, for the proxies' core to fall silent: who was loaded before may still be cleaning up."""
+    for _ in range(30):
+        busy = core_busy(PROXY_CORE)
+        time.sleep(0.1)
+        if core_busy(PROXY_CORE) - busy < 0.005:
+            return
 
 
 def _disturbance(usual: float, most: float) -> str:
