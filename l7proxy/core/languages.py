@@ -69,6 +69,14 @@ def literal(data: bytes) -> Node:
     return Seq(tuple(Bytes(1 << byte) for byte in data))
 
 
+def only_word(node: Node) -> bytes | None:
+    """Returns the word of what `literal` makes; None for other languages."""
+    parts = node.parts if isinstance(node, Seq) else ()
+    if not parts or not all(isinstance(part, Bytes) and part.mask.bit_count() == 1 for part in parts):
+        return None
+    return bytes(part.mask.bit_length() - 1 for part in parts if isinstance(part, Bytes))
+
+
 def wildcard(pattern: str, data: bytes, gap: Node = ALL) -> Node:
     """Returns the language of a text with `*` at its start or end, `*` alone being any text but none.
 

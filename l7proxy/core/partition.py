@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 from msgspec import Struct
 
-from l7proxy.core.languages import Node, Undecided, automaton
+from l7proxy.core.languages import Node, Undecided, automaton, only_word
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -51,8 +51,49 @@ def partition(
     Words are made of `symbols`, of which the earlier are preferred. A class that holds a word of `prefer`, all of whose
     bytes are symbols, is represented by it.
     """
-    keys = list(languages)
     bounds = list(within)
+    named = _named(languages, symbols)
+    # A language of one word makes one class, its word, and needs no automaton beside the others, unless that word would
+    # stand for a class of theirs: thousands of exact names are told apart so.
+    laid = {key: language for key, language in languages.items() if key not in named}
+    while True:
+        found = _classes(laid, bounds, symbols, prefer)
+        words = {one.word for one in found}
+        taken = {key: languages[key] for key, word in named.items() if word in words and key not in laid}
+        if not taken:
+            break
+        laid |= taken
+    apart: dict[bytes, list[Key]] = {}
+    for key, word in named.items():
+        if key not in laid:
+            apart.setdefault(word, []).append(key)
+    runs, keys = _Runs([*bounds, *laid.values()], len(bounds)), list(laid)
+    for word, own in apart.items():
+        places = runs.accepting(runs.through(word))
+        if places is not None:
+            found.append(Class(word, frozenset((*own, *(keys[place - len(bounds)] for place in places)))))
+    return found
+
+
+def _named(languages: Mapping[Key, Language], symbols: Sequence[Symbol]) -> dict[Key, bytes]:
+    """Returns the word of each language that has one only, of symbols that are bytes and alike on all tracks."""
+    plain = {symbol[0] for symbol in symbols if len(symbol) == len(symbol[0]) == 1}
+    for symbol in symbols:
+        if not len(symbol) == len(symbol[0]) == 1:
+            plain.difference_update(bytes((byte,)) for byte in symbol[0])
+    found = {}
+    for key, language in languages.items():
+        word = None if language.track else only_word(language.node)
+        if word is not None and all(bytes((byte,)) in plain for byte in word):
+            found[key] = word
+    return found
+
+
+def _classes(
+    languages: Mapping[Key, Language], bounds: list[Language], symbols: Sequence[Symbol], prefer: Iterable[bytes]
+) -> list[Class[Key]]:
+    """See `partition`; runs all languages side by side."""
+    keys = list(languages)
     runs = _Runs([*bounds, *languages.values()], len(bounds))
     alphabet = runs.alphabet(symbols)
     found: dict[frozenset[Key], bytes] = {}
@@ -63,10 +104,7 @@ def partition(
             found.setdefault(frozenset(keys[place - len(bounds)] for place in places), word)
 
     for word in prefer:
-        state = runs.start
-        for byte in word:
-            state = runs.step(state, (bytes((byte,)),))
-        visit(state, word)
+        visit(runs.through(word), word)
     seen = {runs.start}
     layer = [(runs.start, b"")]
     while layer:
@@ -148,6 +186,10 @@ class _Runs:
         for track, data in zip(self._tracks, symbol, strict=False):
             reached |= self._through(state & track, data)
         return reached
+
+    def through(self, word: bytes) -> int:
+        """Returns the state that a word leads to, whose bytes are the same on all tracks."""
+        return self._through(self.start, word)
 
     def _through(self, state: int, data: bytes) -> int:
         for byte in data:

@@ -137,3 +137,12 @@ def test_too_many_classes_are_not_waited_for() -> None:
 def test_one_of_is_any_of_its_bytes() -> None:
     classes = partition({"it": Language(one_of(b"xy"))}, [Language(expression("."))])
     assert {(found.word, bool(found.of)) for found in classes} == {(b"a", False), (b"x", True)}
+
+
+def test_thousands_of_names_are_told_apart() -> None:
+    names = [f"service-{number}.shop.example.com".encode() for number in range(5000)]
+    languages = {name: Language(literal(name)) for name in names} | {b"*": Language(wildcard("*", b""))}
+    found = {one.of: one.word for one in partition(languages, [])}
+    assert len(found) == len(names) + 2
+    assert all(found[frozenset((name, b"*"))] == name for name in names)
+    assert found[frozenset((b"*",))] not in names
