@@ -27,6 +27,10 @@ UNREAD = 128 + 13
 """The status when nobody reads the output to its end: what a shell says of a program that SIGPIPE ended."""
 
 
+ENDLESS = ("tap", "top")
+"""Verbs that go on until nobody reads them any more: that is no failure of theirs."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb; returns 0, 1 when a configuration is wrong, or 2 for wrong usage, or UNREAD."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
@@ -48,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # Whoever reads has seen enough; Python would complain once more when it flushes at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return UNREAD
+        return 0 if args.verb in ENDLESS else UNREAD
     return status
 
 

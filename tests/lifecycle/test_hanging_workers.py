@@ -75,7 +75,7 @@ def test_a_drain_does_not_wait_for_a_worker_that_hangs(sidecar: StartSidecar) ->
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(children[0], signal.SIGCONT)
-    assert not any(os.path.exists(f"/proc/{pid}") for pid in children)
+    wait_for(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in children))
 
 
 def test_workers_killed_in_the_middle_of_a_change_leave_nothing_behind(
