@@ -89,7 +89,8 @@ def uvicorn_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
     """The address of a uvicorn process that serves `tests.support.apps:app`."""
     address = free_address()
     command = [sys.executable, "-m", "uvicorn", "tests.support.apps:app", "--port", str(address[1])]
-    options = ["--log-level", "warning", "--timeout-keep-alive", "30"]
+    # A request whose client has gone, to `/slow/20000` for one, would keep uvicorn from ending.
+    options = ["--log-level", "warning", "--timeout-keep-alive", "30", "--timeout-graceful-shutdown", "1"]
     root = str(Path(__file__).parents[1])
     process = Process("uvicorn", command + options, tmp_path_factory.mktemp("uvicorn"), {"PYTHONPATH": root})
     process.wait_until(lambda: accepts(address))

@@ -52,10 +52,13 @@ class Container:
             **pod.environment(spec),
         }
         enter = ["nsenter", "--target", str(pod.network.pid), "--net", "--uts", "--ipc"]
-        script = " && ".join([*self._mounts(folder), f"exec chroot {folder}/mounts/root {self._as_user(command)}"])
+        enters = f"exec chroot {folder}/mounts/root {self._as_user(command)}"
+        script = " && ".join([*self._mounts(folder), f"touch {folder}/mounted", enters])
         unshare = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", script]
         self.process = Process(self.name, [*enter, *unshare], folder)
-        self.process.wait_until(lambda: self.first)
+        # A short job may be over before it was seen.
+        wait_for(lambda: self.first or not self.running, 15, lambda: self.process.stderr)
+        assert (folder / "mounted").exists(), self.process.stderr
 
     def _as_user(self, command: Sequence[str]) -> str:
         security = {**self._pod.template["spec"].get("securityContext", {}), **self.spec.get("securityContext", {})}

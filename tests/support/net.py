@@ -53,7 +53,7 @@ def free_address() -> Address:
     return "127.0.0.1", free_port()
 
 
-def wait_for(what: Callable[[], T | None], timeout: float = 5.0, message: str | Callable[[], str] = "") -> T:
+def wait_for(what: Callable[[], T | None], timeout: float = 10.0, message: str | Callable[[], str] = "") -> T:
     """Returns the first true value of `what()`, asked every 10 ms; raises AssertionError after `timeout` seconds."""
     end = time.monotonic() + timeout
     while True:
