@@ -15,7 +15,7 @@ from l7proxy.config.overrides import NONE, Overrides
 from l7proxy.config.yaml import MAX_BYTES, VARIABLE_NAMES, chunks
 from l7proxy.core.errors import ConfigError, Problem
 from l7proxy.core.files import open_regular, size_of
-from l7proxy.core.slices import Steps, finish
+from l7proxy.core.slices import Steps, drained, finish
 
 SUFFIXES = (".yaml", ".yml", ".json")
 """What a file in a folder must be called to be read; hidden files and folders within are not."""
@@ -73,7 +73,8 @@ class Loader:
             references.update(reference.value for reference in item.references if reference.kind == "file")
             yield
         # Kept even when another document is broken: the next attempt will find most of them unchanged.
-        self._known = known
+        before, self._known = self._known, known
+        yield from drained(before)
         self.files = references
         if self._elsewhere:
             documents = [document.without_files() for document in documents]

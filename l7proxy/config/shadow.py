@@ -74,6 +74,7 @@ def shadowed(routes: Routes, problems: list[Problem], warnings: list[Problem]) -
             lost.setdefault(id(rule.resource), []).append((rule, taker))
         yield
     yield from drained(claims)
+    yield from drained(prefixes)
     for pairs in lost.values():
         resource = pairs[0][0].resource
         places = {(rule.number, rule.host) for rule, _ in pairs}

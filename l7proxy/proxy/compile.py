@@ -174,6 +174,8 @@ class Compiler:
             clusters={name: cluster for name, (_, cluster) in self._specs.items()},
             debug=self._debugging(model.sidecar),
         )
+        yield from drained(rules[True])
+        yield from drained(rules[False])
         return snapshot
 
     def commit(self) -> Steps[None]:

@@ -137,7 +137,7 @@ class Control:
         return gone
 
     def _swap(self, snapshot: Snapshot) -> Steps[None]:
-        """Makes the snapshot live at once; the steps let go of what only the one before it used."""
+        """Makes the snapshot live at once; the steps tell the metrics and let go of what only the last one used."""
         live, limits = self.live, snapshot.model.sidecar.spec.limits
         live.snapshot = snapshot
         live.max_active, live.max_held = limits.requests, limits.buffered
@@ -149,9 +149,9 @@ class Control:
         self.models.pop(model.version, None)
         self.models[model.version] = model
         self.telemetry.target = resource(model.sidecar.spec.service)
-        self.telemetry.metrics.settle([route.name for route in model.routes], model.upstreams, time.monotonic())
         self.telemetry.log("info", "configuration live", version=snapshot.version, routes=len(model.routes))
-        return rest
+        names = (route.name for route in model.routes)
+        return _after(self.telemetry.metrics.settle(names, model.upstreams, time.monotonic()), rest)
 
     def _refused(self, reason: str) -> None:
         self.telemetry.stats.counter(
@@ -187,6 +187,11 @@ async def follow(source: Source, apply: Callable[[Model], Awaitable[None]], tele
             source.reject(version, error)
         else:
             source.accept(version)
+
+
+def _after(first: Steps[None], second: Steps[None]) -> Steps[None]:
+    yield from first
+    yield from second
 
 
 def _dismantle(before: Snapshot, forgotten: list[Model]) -> Steps[None]:

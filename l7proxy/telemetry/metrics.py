@@ -7,6 +7,7 @@ from functools import lru_cache, partial
 
 from l7proxy.core.handler import Keep
 from l7proxy.core.message import Request
+from l7proxy.core.slices import Steps
 from l7proxy.core.stats import LATENCY_BUCKETS, Counter, Histogram, Labels, Stats
 
 SERVER = "http_server_request_duration_seconds"
@@ -207,9 +208,14 @@ class Metrics:
             metrics = self._upstreams[name] = UpstreamMetrics(self.stats, name)
         return metrics
 
-    def settle(self, routes: Iterable[str], upstreams: Iterable[str], now: float) -> None:
+    def settle(self, routes: Iterable[str], upstreams: Iterable[str], now: float) -> Steps[None]:
         """Tells which names the live configuration has; what others are labelled with goes after `IDLE` seconds."""
-        for label, names in (("l7proxy_route", set(routes)), ("l7proxy_upstream", set(upstreams))):
+        for label, found in (("l7proxy_route", routes), ("l7proxy_upstream", upstreams)):
+            names: set[str] = set()
+            for number, name in enumerate(found):
+                names.add(name)
+                if number % 256 == 0:
+                    yield
             for name in self._live.get(label, set()) - names:
                 self._gone[label, name] = now
             for pair in [pair for pair in self._gone if pair[0] == label and pair[1] in names]:

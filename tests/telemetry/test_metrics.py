@@ -3,6 +3,7 @@
 import pytest
 
 from l7proxy.core.handler import Keep
+from l7proxy.core.slices import finish
 from l7proxy.core.stats import Histogram, Stats
 from l7proxy.telemetry.metrics import CLIENT, IDLE, SERVER, Metrics, RouteMetrics
 from tests.telemetry.requests import finished
@@ -187,12 +188,12 @@ def test_attempts_are_counted_by_upstream() -> None:
 def test_what_is_labelled_with_a_removed_upstream_or_route_goes_after_a_while() -> None:
     stats = Stats()
     metrics = Metrics(stats)
-    metrics.settle(["a", "b"], ["x", "y"], 0.0)
+    finish(metrics.settle(["a", "b"], ["x", "y"], 0.0))
     for upstream in ("x", "y"):
         metrics.upstream(upstream).observe(b"GET", 200, "", 0.1)
     for name in ("a", "b"):
         stats.counter("l7proxy_retries_total", "Retries", l7proxy_route=name).value += 1
-    metrics.settle(["a"], ["x"], 100.0)
+    finish(metrics.settle(["a"], ["x"], 100.0))
     expire(metrics, 100.0 + IDLE - 1)
     assert count(stats, CLIENT, l7proxy_upstream="y") == 1
     expire(metrics, 100.0 + IDLE)
@@ -206,9 +207,9 @@ def test_what_is_labelled_with_a_removed_upstream_or_route_goes_after_a_while() 
 def test_a_name_that_comes_back_in_time_keeps_its_counts() -> None:
     stats = Stats()
     metrics = Metrics(stats)
-    metrics.settle([], ["x"], 0.0)
+    finish(metrics.settle([], ["x"], 0.0))
     metrics.upstream("x").observe(b"GET", 200, "", 0.1)
-    metrics.settle([], [], 10.0)
-    metrics.settle([], ["x"], 20.0)
+    finish(metrics.settle([], [], 10.0))
+    finish(metrics.settle([], ["x"], 20.0))
     expire(metrics, 1e9)
     assert count(stats, CLIENT, l7proxy_upstream="x") == 1
