@@ -332,6 +332,14 @@ def _translate(document: Resource[Any], model: Model, problems: list[Problem]) -
         yield Rule(f"{name}[{number}]", tuple(groups), where="{}:{}".format(*document.where(place)))
 
 
+def _names_accounts(source: Source) -> bool:
+    return bool(source.service_accounts or source.not_service_accounts)
+
+
+def _names_others(source: Source) -> bool:
+    return bool(source.principals or source.not_principals or source.namespaces or source.not_namespaces)
+
+
 class _Reader:
     """Turns the blocks of one policy into clauses."""
 
@@ -346,6 +354,10 @@ class _Reader:
         """Returns the clauses of a source or an operation."""
         if isinstance(block, Source) and (block.request_principals or block.not_request_principals):
             self._wrong(path, "requestPrincipals: JWT authentication is not supported yet")
+            return ()
+        if isinstance(block, Source) and _names_accounts(block) and _names_others(block):
+            # As in Istio: an account says which namespace it is in, and which principal it has.
+            self._wrong(path, "serviceAccounts cannot stand beside principals or namespaces")
             return ()
         clauses = []
         for name, attribute in table:

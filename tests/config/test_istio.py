@@ -211,6 +211,13 @@ def test_a_service_account_has_no_wildcard_as_in_istio(key: str, name: str, tmp_
         rules_of(tmp_path, policy(rules=[{"from": [{"source": {key: [name]}}]}]))
 
 
+@pytest.mark.parametrize("accounts", ["serviceAccounts", "notServiceAccounts"])
+@pytest.mark.parametrize("other", ["principals", "notPrincipals", "namespaces", "notNamespaces"])
+def test_service_accounts_stand_beside_no_other_name_of_the_caller(accounts: str, other: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"a\.yaml:\d+: .*serviceAccounts cannot stand beside principals"):
+        rules_of(tmp_path, policy(rules=[{"from": [{"source": {accounts: ["web"], other: ["a"]}}]}]))
+
+
 def test_istio_documents_are_enforced(sidecar: StartSidecar, serve: StartServer, tmp_path: Path) -> None:
     ca = Authority(tmp_path)
     pair = ca.issue("orders", ORDERS)
