@@ -76,7 +76,9 @@ class RateLimit(Filter, frozen=True):
                 bucket = buckets[key] = [size, now]
                 tokens = size
             else:
-                tokens = min(size, bucket[0] + (now - bucket[1]) * rate)
+                tokens = bucket[0] + (now - bucket[1]) * rate
+                if tokens > size:
+                    tokens = size
             bucket[1] = now
             trace = request.trace
             if tokens < 1.0:

@@ -139,9 +139,10 @@ class H1Exchange:
         """Returns the head and the first body bytes, with the framing that fits both ends (RFC 9112 6)."""
         connection = self.connection
         self.begun = True
-        # A field line is always behind a line feed, so that a search for one finds no other.
+        # A field line is always behind a line feed, so that a search for one finds no other. It is `find` because `in`
+        # takes half as long again: it first tries whether what it looks for is a number.
         head = STATUS_LINES[status] + encode_fields(headers)
-        if b"\nconnection:" in head or b"\ntransfer-encoding:" in head:
+        if head.find(b"\nconnection:") > 0 or head.find(b"\ntransfer-encoding:") > 0:
             if b"\nconnection: close\r" in head:
                 connection.keep_alive = False
             head = _head_without(status, headers, b"connection", b"transfer-encoding")
@@ -153,7 +154,7 @@ class H1Exchange:
             data = b""
         elif not more:
             self._left = 0
-            if b"\ncontent-length: %d\r" % len(data) not in head:
+            if head.find(b"\ncontent-length: %d\r" % len(data)) < 0:
                 head = _head_without(status, headers, b"content-length")
                 framing = b"content-length: %d\r\n" % len(data)
         elif (at := head.find(b"\ncontent-length: ")) > 0:

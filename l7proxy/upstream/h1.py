@@ -105,7 +105,7 @@ class H1Connection(Expiring):
         self.uses += 1
         turn = self.uses
         data = b"%b %b HTTP/1.1\r\nhost: %b\r\n%b" % (method, target, host, encode_fields(headers))
-        if b"\nte: " in data:
+        if data.find(b"\nte: ") > 0:
             # RFC 9110 10.1.4: TE concerns this connection only, and Connection has to say so.
             data += b"connection: te\r\n"
         if type(body) is bytes:
