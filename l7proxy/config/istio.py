@@ -14,7 +14,7 @@ from msgspec import field, structs
 from l7proxy.config.model import APP, Model, Part, Resource, doc
 from l7proxy.core.errors import ConfigError, Problem
 from l7proxy.core.fields import network, split_host_port
-from l7proxy.filters.authorizer import Attribute, Clause, Rule, RuleSet, check_path
+from l7proxy.filters.authorizer import Attribute, Clause, Rule, RuleSet, check_header, check_path
 
 ROOT_NAMESPACE = "istio-system"
 Mode = Literal["UNSET", "DISABLE", "PERMISSIVE", "STRICT"]
@@ -104,8 +104,10 @@ class Condition(Part, frozen=True):
 class AuthorizationRule(Part, frozen=True):
     """Matches when one source, one operation and all conditions do."""
 
-    from_: Annotated[tuple[From, ...], doc("Sources; everybody without it.")] = field(default=(), name="from")
-    to: Annotated[tuple[To, ...], doc("Operations; everything without it.")] = ()
+    from_: Annotated[tuple[From, ...], doc("Sources; everybody without it.", min_length=1)] = field(
+        default=(), name="from"
+    )
+    to: Annotated[tuple[To, ...], doc("Operations; everything without it.", min_length=1)] = ()
     when: Annotated[tuple[Condition, ...], doc("Conditions.")] = ()
 
 
@@ -123,6 +125,7 @@ class AuthorizationPolicy(Part, frozen=True):
 
 _PATTERN = re.compile(r"\*|\*?[^*]+|[^*]+\*")
 _TEMPLATED = re.compile(r"\{\*\*?\}")
+_BRACES = frozenset("{}")
 _LATER: dict[str, str] = {
     "request.auth.": "JWT authentication is not supported yet",
     "experimental.": "Envoy's own filter state does not exist here",
@@ -149,6 +152,10 @@ _OPERATION: tuple[tuple[str, Attribute], ...] = (
     ("ports", "port"),
     ("methods", "method"),
     ("paths", "path"),
+)
+# As Go's strconv.ParseBool reads it.
+_DRY_RUN = dict.fromkeys(("1", "t", "T", "true", "TRUE", "True"), True) | dict.fromkeys(
+    ("0", "f", "F", "false", "FALSE", "False"), False
 )
 _HEADER = re.compile(r"request\.headers\[([^\]\s]+)\]")
 
@@ -256,7 +263,10 @@ def rules(model: Model) -> RuleSet | None:
         if spec.target_refs or not applies(document, model):
             continue
         any_applies = True
-        shadow = document.annotations.get("istio.io/dry-run") == "true"
+        shadow = _DRY_RUN.get(document.annotations.get("istio.io/dry-run", "false"))
+        if shadow is None:
+            problems.append(Problem(*document.where(""), "the annotation istio.io/dry-run is neither true nor false"))
+            continue
         found[spec.action] += [structs.replace(rule, shadow=shadow) for rule in translated]
         if spec.action == "ALLOW":
             allows |= not shadow
@@ -365,8 +375,10 @@ class _Reader:
                 values = getattr(block, f"not_{name}" if negated else name)
                 if values:
                     clauses.append(self._clause(attribute, values, negated, path))
-        if not clauses and not isinstance(block, Operation):
-            self._wrong(path, "an empty source matches nobody in Istio: name one, or leave `from` out")
+        if not clauses:
+            # As in Istio: what a template left empty must not let everybody do everything.
+            empty, key = ("operation", "to") if isinstance(block, Operation) else ("source", "from")
+            self._wrong(path, f"an empty {empty} is refused by Istio: name one, or leave `{key}` out")
         return tuple(clauses)
 
     def condition(self, entry: Condition, path: str) -> Iterator[Clause]:
@@ -377,6 +389,12 @@ class _Reader:
             why = next((why for start, why in _LATER.items() if entry.key.startswith(start)), "there is no such key")
             self._wrong(f"{path}.key", f"{entry.key!r}: {why}")
             return
+        if header:
+            try:
+                check_header(header[1].lower())
+            except ValueError as error:
+                self._wrong(f"{path}.key", str(error))
+                return
         if not entry.values and not entry.not_values:
             self._wrong(path, "needs values or notValues")
         for values, negated in ((entry.values, False), (entry.not_values, True)):
@@ -400,7 +418,11 @@ class _Reader:
                 elif attribute == "serviceAccount" and "*" in value:
                     # As in Istio. https://istio.io/latest/docs/reference/config/security/authorization-policy/#Source
                     raise ValueError(f"{value!r}: a service account is named without *; principals may have one")
+                elif attribute == "principal" and value.startswith("spiffe://"):
+                    raise ValueError(f"{value!r}: a principal is written without spiffe://")
                 if attribute == "path":
+                    if not _BRACES.isdisjoint(_TEMPLATED.sub("", value)):
+                        raise ValueError(f"{value!r}: braces stand for a template, which is {{*}} or {{**}}")
                     check_path(value)
             except ValueError as error:
                 self._wrong(path, str(error))

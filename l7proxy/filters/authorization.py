@@ -10,7 +10,7 @@ from l7proxy.core.fields import Cidr, HeaderName
 from l7proxy.core.handler import Build, Filter, Handler
 from l7proxy.core.message import Request, Response
 from l7proxy.core.stats import Counter
-from l7proxy.filters.authorizer import Authorizer, Clause, Rule, RuleSet, check_path
+from l7proxy.filters.authorizer import Authorizer, Clause, Rule, RuleSet, check_header, check_path
 from l7proxy.identity.peer import peer_named
 
 Pattern = Annotated[
@@ -36,22 +36,28 @@ class Conditions(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"
 
     identities: Annotated[
         tuple[Pattern, ...],
-        Meta(description="SPIFFE IDs (or DNS names) of callers; `*` at an end stands for anything, alone for anybody."),
+        Meta(
+            min_length=1,
+            description="SPIFFE IDs (or DNS names) of callers; `*` at an end stands for anything, alone for anybody.",
+        ),
     ] = ()
-    namespaces: Annotated[tuple[Pattern, ...], Meta(description="Kubernetes namespaces of callers.")] = ()
+    namespaces: Annotated[tuple[Pattern, ...], Meta(min_length=1, description="Kubernetes namespaces of callers.")] = ()
     source_ips: Annotated[
         tuple[Cidr, ...],
         Meta(
+            min_length=1,
             description="Addresses or blocks: in `allow` the client's (the one that trusted proxies name, else the "
-            "peer's), in `deny` the client's or the peer's."
+            "peer's), in `deny` the client's or the peer's.",
         ),
     ] = field(default=(), name="sourceIPs")
-    methods: Annotated[tuple[Pattern, ...], Meta(description="Request methods.")] = ()
+    methods: Annotated[tuple[Pattern, ...], Meta(min_length=1, description="Request methods.")] = ()
     paths: Annotated[
-        tuple[Pattern, ...], Meta(description="Normalised paths without the query: `/a`, `/a/*`, `*.json`.")
+        tuple[Pattern, ...],
+        Meta(min_length=1, description="Normalised paths without the query: `/a`, `/a/*`, `*.json`."),
     ] = ()
     headers: Annotated[
-        dict[HeaderName, tuple[Pattern, ...]], Meta(description="Header fields, each with the values that match.")
+        dict[HeaderName, Annotated[tuple[Pattern, ...], Meta(min_length=1)]],
+        Meta(min_length=1, description="Header fields, each with the values that match."),
     ] = {}
 
     def __post_init__(self) -> None:
@@ -59,6 +65,8 @@ class Conditions(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"
             check_path(pattern)
         for pattern in self.identities:
             _check_identity(pattern)
+        for name in self.headers:
+            check_header(name)
 
     def clauses(self, address: Literal["clientIP", "anyIP"]) -> tuple[Clause, ...]:
         """Returns what must hold, as the authorizer takes it; `address` is the one that `sourceIPs` speak of."""

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from l7proxy.core.address import address_of, network_of
-from l7proxy.core.headers import joined
+from l7proxy.core.headers import HOP_BY_HOP, joined
 from l7proxy.core.message import Request
 from l7proxy.core.patterns import whole
 from l7proxy.wire.authority import host_of, port_of
@@ -27,6 +27,8 @@ Attribute = Literal[
 Outcome = Literal["ALLOW", "DENY"]
 
 _ADDRESSES = ("peerIP", "clientIP", "anyIP")
+# Fields that are of the connection, or say what is asked for elsewhere: requests are compared without them.
+_UNSEEN = frozenset(name.decode() for name in HOP_BY_HOP - {b"te", b"trailer"}) | {"host", "expect"}
 _MOST_VALUES = 4096
 _LONGEST_VALUE = 256
 """Values whose mask is remembered for each attribute, and their length: clients choose some of them."""
@@ -363,6 +365,12 @@ def template_expression(pattern: str) -> str:
 def _literal(data: bytes) -> str:
     """Returns the regular expression of exactly these bytes."""
     return "".join(chr(byte) if chr(byte).isalnum() and byte < 0x80 else f"\\x{byte:02x}" for byte in data)
+
+
+def check_header(name: str) -> None:
+    """Raises ValueError for a field (lower case) that no rule sees: a rule that denies must not fail silently."""
+    if name in _UNSEEN or name.startswith(":"):
+        raise ValueError(f"{name!r}: no rule sees this field; hosts, methods and paths have keys of their own")
 
 
 def check_path(pattern: str) -> None:

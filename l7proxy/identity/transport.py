@@ -216,7 +216,11 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         return self.refusal is None
 
     def unverified(self, certificate: bytes, error: int) -> None:
-        self.refusal = self.refusal or explain_verify(error, certificate, self.role.server)
+        try:
+            self.refusal = self.refusal or explain_verify(error, certificate, self.role.server)
+        except Exception as failure:
+            # OpenSSL reads certificates that nobody else can, and a client may show any.
+            self.refusal = Refused("bad_certificate", f"the peer's certificate cannot be read: {failure}")
 
     def choose(self, offered: list[bytes]) -> bytes | None:
         for protocol in self.role.protocols:

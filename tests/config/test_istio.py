@@ -161,7 +161,15 @@ def problem_of(tmp_path: Path, document: dict[str, Any]) -> str:
         (policy(rules=[{"when": [{"key": "request.auth.claims[a]", "values": ["b"]}]}]), "JWT authentication"),
         (policy(rules=[{"when": [{"key": "request.color", "values": ["b"]}]}]), "there is no such key"),
         (policy(rules=[{"when": [{"key": "source.ip"}]}]), "needs values or notValues"),
-        (policy(rules=[{"from": [{"source": {}}]}]), "an empty source matches nobody"),
+        (policy(rules=[{"from": [{"source": {}}]}]), "an empty source is refused by Istio"),
+        (policy(rules=[{"to": [{"operation": {"methods": []}}]}]), "an empty operation is refused by Istio"),
+        (policy(rules=[{"from": []}]), "spec.rules[0].from: is empty"),
+        (policy(rules=[{"to": []}]), "spec.rules[0].to: is empty"),
+        (policy(rules=[{"from": [{"source": {"principals": ["spiffe://demo/web"]}}]}]), "without spiffe://"),
+        (policy(rules=[{"to": [{"operation": {"paths": ["/a/{id}"]}}]}]), "braces stand for a template"),
+        (policy(rules=[{"when": [{"key": "request.headers[:path]", "values": ["/a"]}]}]), "no rule sees this field"),
+        (policy(rules=[{"when": [{"key": "request.headers[Host]", "values": ["a"]}]}]), "no rule sees this field"),
+        (policy(annotations={"istio.io/dry-run": "yes"}), "istio.io/dry-run is neither true nor false"),
         (policy(rules=[{"from": [{"source": {"ipBlocks": ["10.0.0.0/40"]}}]}]), "not an address or a block"),
         (policy(rules=[{"to": [{"operation": {"paths": ["/a*b"]}}]}]), "at the start or at the end"),
         (policy(rules=[{"to": [{"operation": {"paths": ["/{*}/b*"]}}]}]), "cannot stand together"),
@@ -192,11 +200,13 @@ def test_an_allow_policy_without_rules_denies_all(tmp_path: Path) -> None:
     assert not rules_of(tmp_path, policy(action="DENY")).allows
 
 
-def test_a_dry_run_is_a_rule_in_the_shadow(tmp_path: Path) -> None:
-    found = rules_of(tmp_path, policy(rules=[{}], annotations={"istio.io/dry-run": "true"}))
+@pytest.mark.parametrize("word", ["true", "True", "1"])
+def test_a_dry_run_is_a_rule_in_the_shadow(word: str, tmp_path: Path) -> None:
+    found = rules_of(tmp_path, policy(rules=[{}], annotations={"istio.io/dry-run": word}))
     assert not found.allows
     assert found.shadow_allows
     assert found.allow[0].shadow
+    assert not rules_of(tmp_path, policy(rules=[{}], annotations={"istio.io/dry-run": "False"})).allow[0].shadow
 
 
 def test_a_service_account_without_a_namespace_is_of_the_policy_s(tmp_path: Path) -> None:

@@ -282,6 +282,9 @@ def test_path_templates_match_whole_segments(pattern: str, path: str, matches: b
         ({"deny": [{"paths": ["/a?b=c"]}]}, "'/a?b=c': a path has no query"),
         ({"deny": [{"identities": ["spiffe://Demo/web"]}]}, "'Demo' is not a trust domain"),
         ({"deny": [{"identities": ["demo/ns/shop/sa/web"]}]}, "is not a host name"),
+        ({"allow": [{"identities": []}]}, "allow[0].identities: is empty"),
+        ({"allow": [{"headers": {"x-tenant": []}}]}, "allow[0].headers.x-tenant: is empty"),
+        ({"deny": [{"headers": {"Upgrade": ["websocket"]}}]}, "'upgrade': no rule sees this field"),
     ],
 )
 def test_a_mistake_in_a_rule_is_named_with_its_line(policy: dict[str, Any], sentence: str, tmp_path: Path) -> None:

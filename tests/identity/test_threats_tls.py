@@ -43,6 +43,13 @@ def told(started: Sidecar, reason: str) -> str:
     return found
 
 
+def unreadable(pair: Pair) -> Pair:
+    """Makes a certificate one of X.509 version 10, which OpenSSL reads and `cryptography` does not."""
+    der = ssl.PEM_cert_to_DER_cert(pair.cert.read_text())
+    pair.cert.write_text(ssl.DER_cert_to_PEM_cert(der.replace(b"\xa0\3\2\1\2", b"\xa0\3\2\1\x09", 1)))
+    return pair
+
+
 @pytest.mark.parametrize(
     ("make", "reason", "sentence"),
     [
@@ -69,6 +76,7 @@ def told(started: Sidecar, reason: str) -> str:
         (lambda ca: ca.issue("x"), "bad_certificate", "neither a URI nor a DNS name"),
         (lambda ca: ca.issue("x", dns=[WEB]), "bad_certificate", "neither a URI nor a DNS name"),
         (lambda ca: ca.issue("x", WEB, padding=120_000), "bad_certificate", "larger than 100 KiB"),
+        (lambda ca: unreadable(ca.issue("x", WEB)), "bad_certificate", "cannot be read"),
         (lambda ca: None, "no_certificate", "the peer showed no certificate"),
     ],
 )
