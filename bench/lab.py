@@ -70,7 +70,7 @@ class Lab:
         config = self.folder / "backend.conf"
         config.write_text(render("backend.conf", values))
         command = ["nginx", "-c", str(config), "-e", str(self.folder / "backend.log")]
-        self._backend = self.keep(spawn("backend", command, LOAD_CORE, self.folder / "backend.out"))
+        self._backend = self.keep(spawn("backend", command, (LOAD_CORE,), self.folder / "backend.out"))
         wait_for_port(self._backend, self.http_port)
         for name, size in SIZES.items():
             if len(fetch(f"http://127.0.0.1:{self.http_port}/{name}")) != size:
@@ -94,7 +94,7 @@ class Lab:
         port = free_port()
         command = [sys.executable, "-m", f"bench.parts.{module}", str(port)]
         output = self.folder / f"{module}.out"
-        process = self.keep(spawn(module, command, LOAD_CORE, output, cwd=PARTS.parent.parent))
+        process = self.keep(spawn(module, command, (LOAD_CORE,), output, cwd=PARTS.parent.parent))
         wait_for_port(process, port)
         return port
 

@@ -114,15 +114,15 @@ class Process:
 def spawn(
     name: str,
     command: Sequence[str],
-    core: int,
+    cores: Sequence[int],
     output: Path,
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
 ) -> Process:
-    """Starts `command` pinned to `core`, its stdout and stderr appended to the file `output`."""
+    """Starts `command` pinned to `cores`, its stdout and stderr appended to the file `output`."""
     with output.open("ab") as sink:
         popen = subprocess.Popen(
-            ["taskset", "-c", str(core), *command],
+            ["taskset", "-c", ",".join(map(str, cores)), *command],
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=subprocess.STDOUT,

@@ -1,7 +1,7 @@
 """All scenarios, in the order in which they run."""
 
 from bench.compare import Scenario
-from bench.scenarios import cost, http1, http2, idle, operation, routes, rules, tls, websocket, why
+from bench.scenarios import cost, http1, http2, idle, operation, routes, rules, tls, websocket, why, workers
 
 ALL: tuple[Scenario, ...] = (
     *http1.SCENARIOS,
@@ -13,5 +13,6 @@ ALL: tuple[Scenario, ...] = (
     *routes.SCENARIOS,
     *rules.SCENARIOS,
     *operation.SCENARIOS,
+    *workers.SCENARIOS,
     *why.SCENARIOS,
 )
