@@ -6,7 +6,7 @@ As Envoy writes it: elements separated by commas, each a list of `Key=value` sep
 from collections.abc import Callable
 from typing import Literal
 
-from l7proxy.core.headers import Headers, joined
+from l7proxy.core.headers import Headers, joined, without
 from l7proxy.core.peer import Peer
 
 Mode = Literal["SANITIZE_SET", "APPEND_FORWARD", "ALWAYS_FORWARD_ONLY"]
@@ -34,34 +34,43 @@ def element(by: str, peer: Peer) -> bytes:
     return text.encode("utf-8", "replace")
 
 
-def rewriter(mode: Mode, by: Callable[[], str]) -> Callable[[Headers, Peer, bool], None]:
-    """Returns a function that puts the header right in place: `rewrite(headers, peer, trusted)`.
+class ClientCert:
+    """Writes the header. `by()` is our own identity now: it changes when the certificate does."""
 
-    Nobody's header is believed unless `trusted`; then APPEND_FORWARD adds to what came and ALWAYS_FORWARD_ONLY leaves
-    it. `by()` is our own identity now: it changes when the certificate does.
-    """
-    elements: dict[tuple[str, str], bytes] = {}
+    def __init__(self, mode: Mode, by: Callable[[], str]) -> None:
+        self._mode = mode
+        self._by = by
+        self._elements: dict[tuple[str, str], bytes] = {}
 
-    def rewrite(headers: Headers, peer: Peer, trusted: bool) -> None:
-        came = joined(headers, NAME)
-        if trusted and mode == "ALWAYS_FORWARD_ONLY":
-            return
-        if came is not None:
-            headers[:] = [pair for pair in headers if pair[0] != NAME]
-        value = b""
+    def add(self, headers: Headers, peer: Peer) -> None:
+        """Adds what the peer's certificate says, if it showed one, to headers from which theirs was removed."""
         if peer.fingerprint:
-            key = (by(), peer.fingerprint)
-            value = elements.get(key, b"")
-            if not value:
-                if len(elements) >= _MOST:
-                    elements.clear()
-                value = elements[key] = element(key[0], peer)
-        if trusted and came and mode == "APPEND_FORWARD":
-            value = b"%b,%b" % (came, value) if value else came
-        if value:
-            headers.append((NAME, value))
+            headers.append((NAME, self._element(peer)))
 
-    return rewrite
+    def rewrite(self, headers: Headers, peer: Peer, trusted: bool) -> None:
+        """Puts the header right in place.
+
+        Nobody's is believed unless `trusted`; then APPEND_FORWARD adds to what came and ALWAYS_FORWARD_ONLY leaves it.
+        """
+        if trusted and self._mode == "ALWAYS_FORWARD_ONLY":
+            return
+        came = joined(headers, NAME)
+        if came is not None:
+            headers[:] = without(headers, NAME)
+        values = [came] if trusted and came and self._mode == "APPEND_FORWARD" else []
+        if peer.fingerprint:
+            values.append(self._element(peer))
+        if values:
+            headers.append((NAME, b",".join(values)))
+
+    def _element(self, peer: Peer) -> bytes:
+        key = (self._by(), peer.fingerprint)
+        value = self._elements.get(key)
+        if value is None:
+            if len(self._elements) >= _MOST:
+                self._elements.clear()
+            value = self._elements[key] = element(key[0], peer)
+        return value
 
 
 def _quoted(value: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from l7proxy.core.address import Address, Network, address_of, network_of
 from l7proxy.core.headers import Headers, joined
 from l7proxy.core.message import Request
-from l7proxy.identity.xfcc import Mode, rewriter
+from l7proxy.identity.xfcc import ClientCert, Mode
 
 _UNTRUSTED = (b"x-forwarded-", b"x-l7proxy-", b"x-envoy-", b"x-request-id")
 _OURS = (b"x-l7proxy-", b"x-envoy-")
@@ -32,7 +32,7 @@ class Forwarding:
         self._identities = frozenset(entry for entry in trusted if entry not in networks)
         self._networks = list(networks.values())
         self._hops = hops
-        self._client_cert = rewriter(mode, by)
+        self._client_cert = ClientCert(mode, by)
         self._trusts_anyone = bool(self._identities or self._networks or hops)
 
     def apply(self, request: Request) -> None:
@@ -52,8 +52,7 @@ class Forwarding:
             (b"x-forwarded-proto", request.scheme),
             (b"x-forwarded-host", request.authority),
         )
-        if request.peer.fingerprint:
-            self._client_cert(headers, request.peer, False)
+        self._client_cert.add(headers, request.peer)
 
     def believes(self, request: Request) -> bool:
         """Whether the peer's own forwarding headers count."""
@@ -83,7 +82,7 @@ class Forwarding:
             headers.append((b"x-forwarded-proto", request.scheme))
         if b"x-forwarded-host" not in names:
             headers.append((b"x-forwarded-host", request.authority))
-        self._client_cert(headers, request.peer, self._knows(request))
+        self._client_cert.rewrite(headers, request.peer, self._knows(request))
         request.headers = headers
 
     def _client(self, chain: Sequence[bytes]) -> str:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from l7proxy.core.peer import ANONYMOUS, Peer
 from l7proxy.identity.client_tls import covers
 from l7proxy.identity.spiffe import parse
-from l7proxy.identity.xfcc import element, rewriter
+from l7proxy.identity.xfcc import ClientCert, element
 
 WEB = Peer(
     identity="spiffe://demo/web", uri="spiffe://demo/web", subject="CN=web", fingerprint="ab12", dns_names=("web.svc",)
@@ -102,7 +102,7 @@ def test_a_subject_cannot_break_out_of_the_header() -> None:
 def test_only_a_trusted_proxy_is_believed(mode: str, trusted: bool, came: list[bytes], goes: list[bytes]) -> None:
     name = b"x-forwarded-client-cert"
     headers = [(b"a", b"1"), *((name, value) for value in came)]
-    rewriter(mode, lambda: "")(headers, WEB, trusted)  # type: ignore[arg-type]
+    ClientCert(mode, str).rewrite(headers, WEB, trusted)  # type: ignore[arg-type]
     ours = element("", WEB)
     assert [value.replace(ours, b"ours") for key, value in headers if key == name] == goes
     assert (b"a", b"1") in headers
@@ -110,5 +110,5 @@ def test_only_a_trusted_proxy_is_believed(mode: str, trusted: bool, came: list[b
 
 def test_nobody_s_header_is_left_without_a_certificate() -> None:
     headers = [(b"x-forwarded-client-cert", b"URI=spiffe://demo/admin")]
-    rewriter("SANITIZE_SET", lambda: "")(headers, ANONYMOUS, False)
+    ClientCert("SANITIZE_SET", str).rewrite(headers, ANONYMOUS, False)
     assert headers == []
