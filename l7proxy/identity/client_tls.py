@@ -18,6 +18,7 @@ from l7proxy.identity import openssl
 from l7proxy.identity.contexts import Identity, Side
 from l7proxy.identity.material import Material
 from l7proxy.identity.openssl import Version
+from l7proxy.identity.peer import extension
 from l7proxy.identity.refusal import Refused
 from l7proxy.identity.transport import TlsTransport
 
@@ -182,13 +183,8 @@ def _is_named(peer: Peer, name: str) -> bool:
         address = ipaddress.ip_address(name)
     except ValueError:
         return covers(peer.dns_names, name)
-    try:
-        names = x509.load_der_x509_certificate(peer.chain[0]).extensions.get_extension_for_class(
-            x509.SubjectAlternativeName
-        )
-    except x509.ExtensionNotFound:
-        return False
-    return address in names.value.get_values_for_type(x509.IPAddress)
+    names = extension(x509.load_der_x509_certificate(peer.chain[0]), x509.SubjectAlternativeName)
+    return names is not None and address in names.get_values_for_type(x509.IPAddress)
 
 
 def covers(dns_names: tuple[str, ...], host: str) -> bool:

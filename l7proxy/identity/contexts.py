@@ -53,9 +53,11 @@ class Identity:
         if material.crls_expire <= time.time():
             # OpenSSL says so in a full handshake; nobody does when a session is resumed.
             raise Refused("crl", "a revocation list has expired: a newer one must be put in its place")
-        if len(material.bundles) > 1:
-            bundle = material.bundles.get(domain or material.trust_domain, material.bundles.get(ANY, ()))
-            if anchor() not in bundle:
+        bundles = material.bundles
+        if bundles:
+            bundle = bundles.get(domain or material.trust_domain, bundles.get(ANY, ()))
+            # Where there is one bundle OpenSSL has found the authority in it.
+            if not bundle or (len(bundles) > 1 and anchor() not in bundle):
                 raise Refused("unknown_ca", f"the CA that vouches for {peer.identity} is not one of its trust domain")
 
     def lifetime(self, peer: Peer) -> float:

@@ -170,10 +170,10 @@ def lifetime_problem(certificate: x509.Certificate, now: float) -> str:
 def describe(certificate: x509.Certificate) -> str:
     """Returns the name by which an operator knows a certificate: its SPIFFE ID, else its subject."""
     try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        found = names.get_values_for_type(x509.UniformResourceIdentifier) or names.get_values_for_type(x509.DNSName)
-    except (x509.ExtensionNotFound, ValueError):
-        found = []
+        uris, dns = names_of(certificate)
+    except ValueError:
+        uris = dns = []
+    found = uris or dns
     return (found[0] if found else certificate.subject.rfc4514_string()) or "a certificate without a name"
 
 

@@ -5,6 +5,7 @@ X509-SVID sections 2 to 5: one URI SAN at most, a SPIFFE ID with a path, no sign
 
 import hashlib
 import re
+from typing import TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -13,6 +14,8 @@ from l7proxy.core.fields import FORMATS
 from l7proxy.core.peer import Peer
 from l7proxy.identity.refusal import Refused
 from l7proxy.identity.spiffe import parse
+
+E = TypeVar("E", bound=x509.ExtensionType)
 
 _DNS = re.compile(r"[A-Za-z0-9_*.-]+")
 _MOST = 4096
@@ -44,13 +47,22 @@ def peer_named(identity: str) -> Peer:
 
 
 def names_of(certificate: x509.Certificate) -> tuple[list[str], list[str]]:
-    """Returns the (URI, DNS) subject alternative names."""
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
+    """Returns the (URI, DNS) subject alternative names; raises ValueError for what cannot be read."""
+    names = extension(certificate, x509.SubjectAlternativeName)
+    if names is None:
         return [], []
     uris: list[str] = names.get_values_for_type(x509.UniformResourceIdentifier)
     return uris, names.get_values_for_type(x509.DNSName)
+
+
+def extension(certificate: x509.Certificate, kind: type[E]) -> E | None:
+    """Returns an extension, None where there is none; raises ValueError for what cannot be read."""
+    try:
+        return certificate.extensions.get_extension_for_class(kind).value
+    except x509.ExtensionNotFound:
+        return None
+    except (x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+        raise ValueError(str(error)) from None
 
 
 def pem_of(der: bytes) -> str:
@@ -64,7 +76,7 @@ def _parse(der: bytes, fingerprint: str) -> Peer:
         subject = certificate.subject.rfc4514_string()
         uris, dns = names_of(certificate)
         _check_usage(certificate)
-    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise Refused("bad_certificate", f"the peer's certificate cannot be read: {error}") from None
     if len(uris) > 1:
         raise Refused("bad_certificate", f"the certificate has {len(uris)} URI names, and an identity is one: {uris}")
@@ -100,15 +112,11 @@ def _parse(der: bytes, fingerprint: str) -> Peer:
 
 def _check_usage(certificate: x509.Certificate) -> None:
     """Refuses signing certificates as leaves (X509-SVID 4.1 and 4.3)."""
-    extensions = certificate.extensions
-    try:
-        if extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
-            raise Refused("bad_certificate", "the peer shows a CA certificate as its own")
-    except x509.ExtensionNotFound:
-        pass
-    try:
-        usage = extensions.get_extension_for_class(x509.KeyUsage).value
-    except x509.ExtensionNotFound:
+    constraints = extension(certificate, x509.BasicConstraints)
+    if constraints is not None and constraints.ca:
+        raise Refused("bad_certificate", "the peer shows a CA certificate as its own")
+    usage = extension(certificate, x509.KeyUsage)
+    if usage is None:
         return
     if usage.key_cert_sign or usage.crl_sign:
         raise Refused("bad_certificate", "the peer's certificate may sign others, which a workload's must not")

@@ -16,7 +16,7 @@ from l7proxy.core.stats import Stats
 from l7proxy.identity.contexts import Identity
 from l7proxy.identity.material import BadMaterial, Material, date, describe, issued_by, lifetime_problem, span
 from l7proxy.identity.openssl import try_out
-from l7proxy.identity.peer import peer_of
+from l7proxy.identity.peer import extension, peer_of
 from l7proxy.identity.refusal import Refused
 from l7proxy.identity.sources import Files
 
@@ -125,10 +125,10 @@ def _in_chain(chain: Sequence[x509.Certificate], server: bool) -> Iterator[str]:
             (ExtendedKeyUsageOID.SERVER_AUTH, "server") if server else (ExtendedKeyUsageOID.CLIENT_AUTH, "client")
         )
         try:
-            usages = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-        except (x509.ExtensionNotFound, ValueError):
+            usages = extension(leaf, x509.ExtendedKeyUsage)
+        except ValueError:
             continue
-        if needed not in usages and ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE not in usages:
+        if usages is not None and needed not in usages and ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE not in usages:
             yield f"{describe(leaf)} may not be used by a {side} (extended key usage)"
 
 
@@ -178,6 +178,7 @@ def _show(der: bytes) -> ShownCertificate:
 
 def _is_ca(certificate: x509.Certificate) -> bool:
     try:
-        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except (x509.ExtensionNotFound, ValueError):
+        constraints = extension(certificate, x509.BasicConstraints)
+    except ValueError:
         return False
+    return constraints is not None and constraints.ca

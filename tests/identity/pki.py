@@ -140,10 +140,23 @@ def save(folder: Path, file: str, chain: Sequence[x509.Certificate], key: ec.Ell
 
 def garbled(pem: bytes) -> bytes:
     """Returns a certificate that is whole but for the kind of its key, which nobody knows."""
+    return replaced(pem, "2a8648ce3d0201", "2a8648ce3d027f")
+
+
+def named_twice(pem: bytes) -> bytes:
+    """Returns a certificate whose extended key usage stands there as a second list of names."""
+    return replaced(pem, "551d25", "551d11")
+
+
+def unreadable(pem: bytes) -> bytes:
+    """Returns a certificate of X.509 version 10, which OpenSSL reads and `cryptography` does not."""
+    return replaced(pem, "a003020102", "a003020109")
+
+
+def replaced(pem: bytes, part: str, other: str) -> bytes:
+    """Returns a certificate with one part of its DER (in hexadecimal) put in place of another."""
     der = ssl.PEM_cert_to_DER_cert(pem.decode())
-    return ssl.DER_cert_to_PEM_cert(
-        der.replace(bytes.fromhex("2a8648ce3d0201"), bytes.fromhex("2a8648ce3d027f"))
-    ).encode()
+    return ssl.DER_cert_to_PEM_cert(der.replace(bytes.fromhex(part), bytes.fromhex(other), 1)).encode()
 
 
 def context(ca: Authority, pair: Pair | None = None, **options: Any) -> ssl.SSLContext:

@@ -4,13 +4,14 @@ import datetime
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import StartServer, StartSidecar
 from tests.identity.conftest import StartSecure
-from tests.identity.pki import ORDERS, WEB, Authority, Pair, TlsClient, ask, context, garbled
+from tests.identity.pki import ORDERS, WEB, Authority, Pair, TlsClient, ask, context, garbled, named_twice
 from tests.identity.test_peers import out
 from tests.support.client import Client
 from tests.support.message import Closed
@@ -79,12 +80,15 @@ def test_a_half_written_file_is_refused(
     assert ask(started.inbound, context(ca, web)).status == 200
 
 
+@pytest.mark.parametrize(
+    ("make", "sentence"), [(garbled, "key cannot be read"), (named_twice, "Duplicate 2.5.29.17 extension found")]
+)
 def test_a_garbled_certificate_is_refused_and_a_good_one_taken_after_it(
-    secure: StartSecure, ca: Authority, web: Pair, orders: Pair
+    make: Callable[[bytes], bytes], sentence: str, secure: StartSecure, ca: Authority, web: Pair, orders: Pair
 ) -> None:
     started = secure()
-    orders.cert.write_bytes(garbled(orders.cert.read_bytes()))
-    wait_for(lambda: "key cannot be read" in started.process.stderr, 5, lambda: started.process.stderr)
+    orders.cert.write_bytes(make(orders.cert.read_bytes()))
+    wait_for(lambda: sentence in started.process.stderr, 5, lambda: started.process.stderr)
     assert ask(started.inbound, context(ca, web)).status == 200
     ca.issue("orders", ORDERS)
     rotate(started)

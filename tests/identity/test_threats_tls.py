@@ -14,7 +14,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from l7proxy.identity.peer import peer_of
 from tests.conftest import StartServer, StartSidecar
 from tests.identity.conftest import StartSecure
-from tests.identity.pki import DAY, NOW, ORDERS, WEB, Authority, Pair, TlsClient, ask, context
+from tests.identity.pki import DAY, NOW, ORDERS, WEB, Authority, Pair, TlsClient, ask, context, unreadable
 from tests.support.client import Client
 from tests.support.net import wait_for
 from tests.support.server import Server
@@ -43,10 +43,9 @@ def told(started: Sidecar, reason: str) -> str:
     return found
 
 
-def unreadable(pair: Pair) -> Pair:
-    """Makes a certificate one of X.509 version 10, which OpenSSL reads and `cryptography` does not."""
-    der = ssl.PEM_cert_to_DER_cert(pair.cert.read_text())
-    pair.cert.write_text(ssl.DER_cert_to_PEM_cert(der.replace(b"\xa0\3\2\1\2", b"\xa0\3\2\1\x09", 1)))
+def unread(pair: Pair) -> Pair:
+    """Makes a certificate one that only OpenSSL reads."""
+    pair.cert.write_bytes(unreadable(pair.cert.read_bytes()))
     return pair
 
 
@@ -76,7 +75,7 @@ def unreadable(pair: Pair) -> Pair:
         (lambda ca: ca.issue("x"), "bad_certificate", "neither a URI nor a DNS name"),
         (lambda ca: ca.issue("x", dns=[WEB]), "bad_certificate", "neither a URI nor a DNS name"),
         (lambda ca: ca.issue("x", WEB, padding=120_000), "bad_certificate", "larger than 100 KiB"),
-        (lambda ca: unreadable(ca.issue("x", WEB)), "bad_certificate", "cannot be read"),
+        (lambda ca: unread(ca.issue("x", WEB)), "bad_certificate", "cannot be read"),
         (lambda ca: None, "no_certificate", "the peer showed no certificate"),
     ],
 )

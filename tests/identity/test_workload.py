@@ -177,3 +177,15 @@ def test_a_federated_ca_vouches_for_its_own_trust_domain_alone(
     assert ask(started.inbound, context(ca, web)).status == 200
     assert rejected(context(ca, partner.issue("forged", WEB)), started)
     wait_for(lambda: f"the CA that vouches for {WEB} is not one of its trust domain" in started.process.stderr)
+
+
+def test_nobody_vouches_for_a_trust_domain_whose_authorities_are_not_there(
+    sidecar: StartSidecar, serve: StartServer, api: WorkloadApi, ca: Authority, web: Pair
+) -> None:
+    api.give(ca, ORDERS)
+    started = start(sidecar, serve, api, trustDomains=["partner"])
+    wait_for(lambda: "certificate rotated" in started.process.stderr)
+    assert ask(started.inbound, context(ca, web)).status == 200
+    assert rejected(context(ca, ca.issue("forged", "spiffe://partner/x")), started)
+    sentence = "the CA that vouches for spiffe://partner/x is not one of its trust domain"
+    wait_for(lambda: sentence in started.process.stderr)
