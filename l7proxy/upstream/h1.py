@@ -19,6 +19,8 @@ from l7proxy.upstream.dial import Expiring, head_deadline
 from l7proxy.wire.framing import UNTIL_CLOSE, Limits, Malformed
 from l7proxy.wire.h1 import END, ResponseHead, ResponseReader, encode_chunk, encode_fields, encode_last_chunk
 
+_MAX_INTERIM = 1000
+"""Interim answers to one request, after which no final one is waited for."""
 NO_BODY_METHODS = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"CONNECT", b"DELETE"))
 
 
@@ -71,6 +73,7 @@ class H1Connection(Expiring):
         self._drained: asyncio.Future[None] | None = None
         self._reading = True
         self._touched = False
+        self._interim = 0
         self._witness: socket.socket | None = None
         self.surplus = False
 
@@ -101,6 +104,7 @@ class H1Connection(Expiring):
         """
         self._method = method
         self._touched = False
+        self._interim = 0
         self._upgrade = upgrade or b""
         self.uses += 1
         turn = self.uses
@@ -235,6 +239,9 @@ class H1Connection(Expiring):
                 self._begin_tunnel(head)
                 return
             # Interim answers are for whoever speaks to the upstream, which is us (RFC 9110 15.2).
+            self._interim += 1
+            if self._interim > _MAX_INTERIM:
+                raise Malformed("interim_flood", "upstream_protocol")
             head = reader.head(self._method)
         if head is None:
             return

@@ -233,6 +233,17 @@ def test_interim_responses_do_not_reach_the_client(sidecar: StartSidecar, serve:
         assert client.read(interim=True).status == 200
 
 
+@pytest.mark.parametrize("interim", [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 X\r\nLink: </a>\r\n\r\n"])
+def test_interim_responses_without_end_are_a_502(interim: bytes, sidecar: StartSidecar, serve: StartServer) -> None:
+    def script(connection: Connection) -> None:
+        connection.read()
+        while True:
+            connection.send(interim * 100)
+
+    answer = sidecar(app=serve(script).address).get("/")
+    assert (answer.status, answer["x-l7proxy-error"]) == (502, "upstream_protocol")
+
+
 def test_hop_by_hop_fields_of_a_response_stay_behind(sidecar: StartSidecar, serve: StartServer) -> None:
     def script(connection: Connection) -> None:
         connection.read()
