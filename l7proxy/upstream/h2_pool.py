@@ -115,12 +115,10 @@ class H2Transport(httpx.AsyncBaseTransport):
 
     async def _connection(self, ledger: Request | None) -> H2Connection:
         """Waits for a connection with room for a request: a new one, unless there may be no more."""
-        load = self._load
         try:
             async with asyncio.timeout(time_left(ledger, None)):
                 while True:
-                    # One is always allowed: nobody would ever tell that another endpoint has given up one of its own.
-                    if self._dialing is None and (not self._connections or load.connections < load.max_connections):
+                    if self._dialing is None and self._may_dial():
                         self._dialing = self._loop.create_task(self._open())
                         # Its error is for those who wait; if none is left, nobody needs to hear of it.
                         self._dialing.add_done_callback(lambda task: task.cancelled() or task.exception())
@@ -134,6 +132,15 @@ class H2Transport(httpx.AsyncBaseTransport):
                         return connection
         except TimeoutError:
             raise ProxyError("upstream_timeout", "no connection became free in time") from None
+
+    def _may_dial(self) -> bool:
+        # One is always allowed: nobody would ever tell that another endpoint has given up one of its own.
+        if not self._connections:
+            return True
+        # Who takes no streams at all for now takes none on another connection either (RFC 9113 6.5.2).
+        if any(connection.usable and not connection.session.peer_streams for connection in self._connections):
+            return False
+        return self._load.connections < self._load.max_connections
 
     async def _open(self) -> None:
         timeout = self._dial.connect_timeout
