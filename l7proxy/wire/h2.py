@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from l7proxy.core.headers import Headers
 from l7proxy.wire import h2_frames as wire
-from l7proxy.wire.h2_control import Control, Fault
+from l7proxy.wire.h2_control import Control, Fault, check_dependency
 from l7proxy.wire.h2_events import (
     RECEIVING,
     SENDING,
@@ -121,7 +121,7 @@ class Session(Control):
             if stop > end:
                 break
             kind = word & 0xFF
-            if not self.configured and kind != wire.SETTINGS:
+            if not self.configured and (kind != wire.SETTINGS or flags & wire.ACK):
                 raise Fault(Error.PROTOCOL_ERROR, "settings_missing")
             if self._block is not None and kind != wire.CONTINUATION:
                 raise Fault(Error.PROTOCOL_ERROR, "continuation_missing")
@@ -183,6 +183,7 @@ class Session(Control):
             # RFC 9113 5.3: priorities are deprecated; their fields are skipped.
             if len(payload) < 5:
                 raise Fault(Error.FRAME_SIZE_ERROR, "headers_size")
+            check_dependency(stream_id, payload)
             payload = payload[5:]
         if flags & END_HEADERS:
             self._on_block(stream_id, flags, payload)

@@ -109,6 +109,9 @@ class Control(Sender):
         if flags & wire.ACK:
             if payload:
                 raise Fault(Error.FRAME_SIZE_ERROR, "settings_size")
+            if self._acknowledged:
+                # We ask once: whatever comes after the first one acknowledges nothing.
+                self._spend("stray_frame_flood", self.limits.stray_frames)
             self._acknowledged = True
             return
         if len(payload) % 6:
@@ -119,8 +122,9 @@ class Control(Sender):
         values = dict(wire.SETTING.iter_unpack(payload))
         for key, value in wire.SETTING.iter_unpack(payload):
             self._check_setting(key, value)
-        if wire.HEADER_TABLE_SIZE in values:
-            self.encoder.resize(values[wire.HEADER_TABLE_SIZE])
+            if key == wire.HEADER_TABLE_SIZE:
+                # RFC 7541 4.2: the smallest size on the way counts, too.
+                self.encoder.resize(value)
         if wire.INITIAL_WINDOW_SIZE in values:
             self._shift_windows(values[wire.INITIAL_WINDOW_SIZE])
         self.peer_frame = values.get(wire.MAX_FRAME_SIZE, self.peer_frame)
@@ -160,6 +164,7 @@ class Control(Sender):
         if len(payload) != 8:
             raise Fault(Error.FRAME_SIZE_ERROR, "ping_size")
         if flags & wire.ACK:
+            self._spend("stray_frame_flood", self.limits.stray_frames)
             self._events.append(Ponged(payload))
             return
         self._spend("ping_flood", self.limits.pings)
@@ -171,6 +176,8 @@ class Control(Sender):
         if len(payload) < 8:
             raise Fault(Error.FRAME_SIZE_ERROR, "goaway_size")
         last_id, code = wire.TWO_WORDS.unpack_from(payload)
+        # RFC 9113 6.8: the first bit is reserved, and ignored.
+        last_id &= wire.MAX_STREAM_ID
         unseen = [stream for stream in self.streams.values() if stream.id > last_id] if self.client else []
         for stream in unseen:
             self._forget(stream)
@@ -182,6 +189,7 @@ class Control(Sender):
             raise Fault(Error.PROTOCOL_ERROR, "stream_zero")
         if len(payload) != 5:
             raise Fault(Error.FRAME_SIZE_ERROR, "priority_size")
+        check_dependency(stream_id, payload)
         self._spend("priority_flood", self.limits.priorities)
 
     def _on_push_promise(self, stream_id: int, flags: int, payload: bytes) -> None:
@@ -244,3 +252,12 @@ class Control(Sender):
             budget = self._budgets[reason] = Budget(allowance)
         if not budget.spend(self._now, self.work if work < 0 else work):
             raise Fault(Error.ENHANCE_YOUR_CALM, reason)
+
+
+def check_dependency(stream_id: int, priority: bytes) -> None:
+    """Refuses a stream that depends on itself: all that is left of priorities, which RFC 9113 5.3.2 deprecates.
+
+    RFC 7540 5.3.1 makes it an error of the stream, but there need not be a stream that could be reset.
+    """
+    if WORD.unpack_from(priority)[0] & wire.MAX_STREAM_ID == stream_id:
+        raise Fault(Error.PROTOCOL_ERROR, "self_dependency")

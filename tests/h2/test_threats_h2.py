@@ -23,6 +23,7 @@ from tests.wire.h2_peer import (
     PING,
     POST,
     PRIORITY,
+    SETTINGS,
     Fields,
     block,
     data,
@@ -88,6 +89,8 @@ FLOODS: list[tuple[str, bytes, Callable[[int], bytes]]] = [
     ("empty_data_flood", headers(1, POST, end=False), lambda n: data(1, b"")),
     ("empty_data_flood", headers(1, POST, end=False), lambda n: frame(0, PADDED, 1, b"\x02\0\0")),
     ("stray_frame_flood", b"", lambda n: frame(0x77, 0, 0, b"x")),
+    ("stray_frame_flood", b"", lambda n: frame(PING, 1, 0, b"12345678")),
+    ("stray_frame_flood", b"", lambda n: frame(SETTINGS, 1, 0)),
     ("continuation_flood", frame(HEADERS, 0, 1), lambda n: frame(CONTINUATION, 0, 1)),
     ("continuation_flood", frame(HEADERS, 0, 1), lambda n: frame(CONTINUATION, 0, 1, block([(b"x-%d" % n, b"y")]))),
 ]

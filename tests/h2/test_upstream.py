@@ -24,6 +24,7 @@ from tests.wire.h2_peer import (
     frame,
     headers,
     rst_stream,
+    settings,
 )
 
 Script = Callable[[Connection], None]
@@ -102,6 +103,26 @@ def test_requests_wait_for_a_stream_where_no_more_connections_may_be_opened(fron
             assert client.answer(stream)[":status"] == "200"
     assert connects(proxy) == 1
     assert most[0] <= 2
+
+
+def test_requests_wait_on_one_connection_for_an_upstream_that_takes_none_yet(front: Start) -> None:
+    asked = threading.Event()
+
+    def script(connection: Connection) -> None:
+        server = RawServer(connection, (3, 0))
+        assert asked.wait(10)
+        server.send(settings((3, 10)))
+        while True:
+            server.answer(server.request())
+
+    proxy = front(script, idleTimeout="1m")
+    with RawClient(proxy.inbound) as client:
+        streams = [client.request() for _ in range(5)]
+        wait_for(lambda: proxy.metrics()("l7proxy_upstream_pending", l7proxy_upstream="u") == 5)
+        asked.set()
+        for stream in streams:
+            assert client.answer(stream)[":status"] == "200"
+    assert connects(proxy) == 1
 
 
 @pytest.mark.parametrize("method", [b"GET", b"POST"])
@@ -200,6 +221,7 @@ MALFORMED = [
     pytest.param(frame(5, 4, 1, b"\0\0\0\2"), id="push"),
     pytest.param(frame(SETTINGS, 0, 0, b"12345"), id="odd settings"),
     pytest.param(frame(DATA, 0, 0, b"x"), id="data on the connection"),
+    pytest.param(frame(SETTINGS, 1, 0) * 3000, id="acknowledgements without end"),
     pytest.param(b"HTTP/1.1 400 Bad Request\r\n\r\n", id="HTTP/1.1"),
     pytest.param(frame(HEADERS, 0, 1, b"") + frame(CONTINUATION, 0, 1, b"") * 50, id="endless continuations"),
 ]
@@ -217,6 +239,19 @@ def test_a_malformed_answer_is_a_502(raw: bytes, front: Start) -> None:
     with RawClient(proxy.inbound) as client:
         answer = client.answer(client.request())
         assert (answer[":status"], answer["x-l7proxy-error"]) == ("502", "upstream_protocol")
+
+
+def test_a_peer_that_acknowledges_before_it_says_its_settings_is_a_502(
+    sidecar: StartSidecar, serve: StartServer
+) -> None:
+    def script(connection: Connection) -> None:
+        connection.send(frame(SETTINGS, 1, 0))
+        connection.wait_for_close()
+
+    # Without the refusal it would be waited for until the connect timeout.
+    server = serve(script)
+    proxy = sidecar(upstream("u", server.address, protocol="http2", connectTimeout="1h"), route("u", upstream="u"))
+    assert proxy.get("/").status == 502
 
 
 def test_a_peer_that_does_not_speak_http_2_is_a_502(sidecar: StartSidecar, serve: StartServer) -> None:

@@ -253,9 +253,6 @@ def test_frames_valid_or_not_mean_what_they_mean_to_h2(script: list[Any]) -> Non
 def _is_more_patient(step: Any, before: set[int]) -> bool:
     """Where `h2` ends the connection and RFC 9113 lets us go on."""
     kind = step[0]
-    if kind == "raw" and step[1] == PRIORITY:
-        # A stream that depends on itself: priorities are ignored altogether (RFC 9113 5.3.2).
-        return True
     # A frame for a stream that is over may have been on its way (RFC 9113 5.1).
     return kind in ("raw", "data", "head", "split") and (step[3] if kind == "raw" else step[1]) not in before
 

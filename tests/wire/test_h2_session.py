@@ -261,6 +261,15 @@ def test_a_head_over_the_limit_can_still_be_answered() -> None:
         pytest.param(frame(PUSH_PROMISE, 4, 1, b"\0\0\0\2"), Error.PROTOCOL_ERROR, "push_promise", id="push promise"),
         pytest.param(frame(PRIORITY, 0, 0, b"\0" * 5), Error.PROTOCOL_ERROR, "stream_zero", id="priority of nothing"),
         pytest.param(frame(PRIORITY, 0, 1, b"\0" * 4), Error.FRAME_SIZE_ERROR, "priority_size", id="short priority"),
+        pytest.param(
+            frame(PRIORITY, 0, 3, b"\x80\0\0\3\x10"), Error.PROTOCOL_ERROR, "self_dependency", id="its own parent"
+        ),
+        pytest.param(
+            frame(HEADERS, 37, 3, b"\0\0\0\3\x10" + block(GET)),
+            Error.PROTOCOL_ERROR,
+            "self_dependency",
+            id="a request that depends on itself",
+        ),
         pytest.param(frame(RST_STREAM, 0, 1, b"\0" * 5), Error.FRAME_SIZE_ERROR, "rst_stream_size", id="long reset"),
         pytest.param(
             frame(WINDOW_UPDATE, 0, 0, b"\0" * 5), Error.FRAME_SIZE_ERROR, "window_update_size", id="long window update"
@@ -303,9 +312,9 @@ def test_a_fault_of_the_connection_ends_it_with_its_code(raw: bytes, code: Error
 
 def test_a_connection_must_begin_with_preface_and_settings() -> None:
     assert events_of(server(greet=False), b"GET / HTTP/1.1\r\n")[-1] == Ended(Error.PROTOCOL_ERROR, "preface")
-    assert events_of(server(greet=False), PREFACE + headers(1, GET))[-1] == Ended(
-        Error.PROTOCOL_ERROR, "settings_missing"
-    )
+    for first in (headers(1, GET), frame(SETTINGS, 1, 0)):
+        events = events_of(server(greet=False), PREFACE + first)
+        assert events[-1] == Ended(Error.PROTOCOL_ERROR, "settings_missing")
 
 
 def test_a_reset_stream_swallows_what_was_on_its_way() -> None:
@@ -354,6 +363,15 @@ def test_pings_and_settings_are_acknowledged() -> None:
     assert events_of(session, frame(PING, 1, 0, b"abcdefgh")) == [Ponged(b"abcdefgh")]
 
 
+def test_the_smallest_table_of_one_settings_frame_is_signalled() -> None:
+    session = server()
+    session.receive(settings((1, 0), (1, 4096)) + headers(1, GET), 0.0)
+    session.take()
+    session.send_head(session.streams[1], [(b":status", b"200")], end=True)
+    # RFC 7541 4.2: an update to 0, an update to 4096, then the field.
+    assert session.take()[9:] == b"\x20\x3f\xe1\x1f\x88"
+
+
 def test_frames_of_unknown_types_are_ignored() -> None:
     session = server()
     assert session.receive(frame(0x20, 0xFF, 7, b"what") + frame(0x10, 0, 0, b"\0\0\0\1u=1"), 0.0) == []
@@ -373,6 +391,7 @@ def test_frames_of_unknown_types_are_ignored() -> None:
         ("empty_data_flood", "empty_data", lambda number: data(1, b"")),
         ("empty_data_flood", "empty_data", lambda number: frame(DATA, PADDED, 1, b"\x02\0\0")),
         ("stray_frame_flood", "stray_frames", lambda number: frame(0x55, 0, 0)),
+        ("stray_frame_flood", "stray_frames", lambda number: frame(PING, 1, 0, b"12345678")),
         ("rapid_reset", "resets", lambda number: headers(number * 2 + 3, GET) + rst_stream(number * 2 + 3)),
         ("rapid_reset", "resets", lambda number: headers(number * 2 + 3, with_field(b"te", b"x"))),
         ("rapid_reset", "resets", lambda number: headers(number * 2 + 3, GET) + window_update(number * 2 + 3, 0)),
@@ -604,10 +623,11 @@ def test_a_malformed_response_resets_its_stream_only(raw: bytes) -> None:
     assert other.state
 
 
-def test_a_goaway_names_the_streams_that_were_not_seen() -> None:
+@pytest.mark.parametrize("last", [b"\0\0\0\3", b"\x80\0\0\3"], ids=["plain", "reserved bit"])
+def test_a_goaway_names_the_streams_that_were_not_seen(last: bytes) -> None:
     session = client()
     streams = [session.open(GET, end=True) for _ in range(3)]
-    (event,) = events_of(session, frame(GOAWAY, 0, 0, b"\0\0\0\3\0\0\0\0bye"))
+    (event,) = events_of(session, frame(GOAWAY, 0, 0, last + b"\0\0\0\0bye"))
     assert event == GoingAway(0, [streams[2]], b"bye")
     assert [stream.state != 0 for stream in streams] == [True, True, False]
 
