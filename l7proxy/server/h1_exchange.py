@@ -145,7 +145,8 @@ class H1Exchange:
         if head.find(b"\nconnection:") > 0 or head.find(b"\ntransfer-encoding:") > 0:
             if b"\nconnection: close\r" in head:
                 connection.keep_alive = False
-            head = _head_without(status, headers, b"connection", b"transfer-encoding")
+            headers = without(headers, b"connection", b"transfer-encoding")
+            head = STATUS_LINES[status] + encode_fields(headers)
         framing = b""
         if self.method == b"HEAD" or status in (204, 304):
             self._left = 0

@@ -125,7 +125,9 @@ def test_method_not_allowed(sidecar: StartSidecar, serve: StartServer) -> None:
 
 def test_an_ambiguous_path_is_a_bad_request(sidecar: StartSidecar, serve: StartServer) -> None:
     proxy = sidecar(app=serve().address)
-    check(proxy, proxy.get("/%00"), 400, "bad_request", "http_request_error", "DPE")
+    answer = proxy.get("/%00")
+    check(proxy, answer, 400, "bad_request", "http_request_error", "DPE")
+    assert answer.all("connection") == ["close"]
 
 
 MALFORMED = {
