@@ -25,14 +25,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's arguments."""
     parser.add_argument("paths", metavar="PATH", nargs="*", help="a YAML file or a folder of them")
     parser.add_argument(
-        "-c", "--config", metavar="PATH", action="append", default=[], help="the same, as `run` takes it; repeatable"
+        "-c", "--config", metavar="PATH", action="append", default=[], help="the same, as `run` takes it; repeatable (or L7PROXY_CONFIG)"
     )
     flags.configure(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints `file:line: message` for each mistake and each warning; returns 1 when there is a mistake."""
-    paths = [*args.config, *args.paths]
+    paths = [*args.config, *args.paths] or flags.paths()
     if not paths:
         print("l7proxy check: name a file or a folder", file=sys.stderr)
         return 2

@@ -4,7 +4,7 @@ from typing import Any
 
 from msgspec import Struct, structs
 
-from l7proxy.config.model import Admin, Health, Inbound, Metrics, Outbound, Resource, Sidecar, Tracing
+from l7proxy.config.model import AccessLog, Admin, Health, Inbound, Metrics, Outbound, Resource, Sidecar, Tracing
 
 
 class Overrides(Struct, frozen=True):
@@ -33,9 +33,15 @@ class Overrides(Struct, frozen=True):
         return structs.replace(sidecar, spec=structs.replace(spec, **changes)) if changes else sidecar
 
     def alone(self) -> Resource[Sidecar]:
-        """Returns the document that stands for none: every listener at its default, any host may be called."""
+        """Returns the document that stands for none: every listener and the access log at their defaults, any host may
+        be called."""
         spec = Sidecar(
-            inbound=Inbound(), outbound=Outbound(policy="ALLOW_ANY"), admin=Admin(), metrics=Metrics(), health=Health()
+            inbound=Inbound(),
+            outbound=Outbound(policy="ALLOW_ANY"),
+            admin=Admin(),
+            metrics=Metrics(),
+            health=Health(),
+            access_log=AccessLog(),
         )
         return self.over(Resource("Sidecar", "sidecar", spec))
 

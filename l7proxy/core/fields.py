@@ -8,7 +8,7 @@ import ipaddress
 import re
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
-from urllib.parse import quote, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 from msgspec import Meta
 
@@ -71,6 +71,7 @@ _SIZES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _SIZE = re.compile(r"([0-9]{1,12})(B|KiB|MiB|GiB)")
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
+_NUMBERS = re.compile(r"[0-9]+(?:\.[0-9]+)+")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
@@ -137,8 +138,15 @@ def network(text: str) -> str:
         raise ValueError(f"{text!r} is not an address or a block like 10.0.0.0/8") from None
 
 
-def url(text: str, schemes: tuple[str, ...] = ("http", "https"), example: str = "http://127.0.0.1:8080") -> str:
-    """Returns the URL as it stands, once it is certain that it names a scheme, a host and a usable port."""
+def url(text: str) -> str:
+    """Returns the URL as it stands, once it is certain that it names a scheme, a host and a usable port, and no more."""
+    path = _url(text, ("http", "https"), "http://127.0.0.1:8080").path
+    if path.strip("/"):
+        raise ValueError(f"{text!r}: only scheme, host and port can be used here; a Route's `rewrite` changes paths")
+    return text
+
+
+def _url(text: str, schemes: tuple[str, ...], example: str) -> SplitResult:
     try:
         parts = urlsplit(text)
         port = parts.port
@@ -149,13 +157,13 @@ def url(text: str, schemes: tuple[str, ...] = ("http", "https"), example: str = 
     if parts.query or parts.fragment or parts.username is not None:
         raise ValueError(f"{text!r}: only scheme, host, port and path can be used here")
     _host(f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname)
-    return text
+    return parts
 
 
 def collector_url(text: str) -> str:
     """Returns the address of an OTLP collector as it stands."""
-    url(text, ("http", "https", "grpc", "grpcs"), "http://127.0.0.1:4318 or grpc://127.0.0.1:4317")
-    if text.startswith("grpc") and urlsplit(text).path.strip("/"):
+    parts = _url(text, ("http", "https", "grpc", "grpcs"), "http://127.0.0.1:4318 or grpc://127.0.0.1:4317")
+    if text.startswith("grpc") and parts.path.strip("/"):
         raise ValueError(f"{text!r}: a collector of OTLP over gRPC has no path")
     return text
 
@@ -208,6 +216,12 @@ def _name(text: str, whole: str) -> str:
     name = text.removesuffix(".").lower()
     if len(name) > 253 or not _NAME.fullmatch(name):
         raise ValueError(f"{whole!r} is not a host name")
+    if _NUMBERS.fullmatch(name):
+        # No name of the DNS ends in a number (RFC 3696 2): this is meant to be an address.
+        try:
+            ipaddress.IPv4Address(name)
+        except ValueError:
+            raise ValueError(f"{whole!r} is not an IPv4 address") from None
     return name
 
 
@@ -254,7 +268,7 @@ FORMATS: dict[str, Format] = {
         Format("size", size, "64KiB", r"^[0-9]{1,12}(B|KiB|MiB|GiB)$", show_size),
         Format("listen", _listen, "127.0.0.1:15000", r"^(unix:/.+|.+:[0-9]{1,5})$"),
         Format("hostport", _hostport, "10.0.0.5:9090", r"^.+:[0-9]{1,5}$"),
-        Format("url", url, "http://127.0.0.1:8080", r"^https?://[^?#\s]+$"),
+        Format("url", url, "http://127.0.0.1:8080", r"^https?://[^/?#\s]+/*$"),
         Format("collector", collector_url, "grpc://127.0.0.1:4317", r"^(https?|grpcs?)://[^?#\s]+$"),
         Format("host", host_pattern, "*.example.com", r"^(\*|(\*\.)?[^*\s/]+)$"),
         Format("hostname", _host, "orders.example.com", r"^[^*\s/]+$"),

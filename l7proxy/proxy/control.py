@@ -8,7 +8,7 @@ from hashlib import blake2b
 from typing import Any
 
 from l7proxy.config.model import Model
-from l7proxy.core.errors import ConfigError
+from l7proxy.core.errors import ConfigError, Problem
 from l7proxy.core.handler import Keep, Source
 from l7proxy.core.message import Request
 from l7proxy.core.slices import Steps, between, finish
@@ -177,8 +177,9 @@ async def follow(source: Source, apply: Callable[[Model], Awaitable[None]], tele
             for warning in model.warnings:
                 telemetry.log("warning", "configuration", message=str(warning))
             await apply(model)
-        except ConfigError as error:
-            # The live one goes on.
+        except Exception as failure:
+            # The live one goes on, and so does the wait for the next, whatever this one stumbles over.
+            error = failure if isinstance(failure, ConfigError) else _stumbled(model.sidecar.file, failure)
             rejected.value += 1
             for problem in error.problems:
                 telemetry.log(
@@ -187,6 +188,11 @@ async def follow(source: Source, apply: Callable[[Model], Awaitable[None]], tele
             source.reject(version, error)
         else:
             source.accept(version)
+
+
+def _stumbled(file: str, failure: Exception) -> ConfigError:
+    """Returns what is told of a mistake of ours, which no line of the configuration explains."""
+    return ConfigError([Problem(file, 0, f"internal error: {type(failure).__name__}: {failure}")])
 
 
 def _after(first: Steps[None], second: Steps[None]) -> Steps[None]:

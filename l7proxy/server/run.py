@@ -19,9 +19,8 @@ def run(model: Model, source: Source | None = None, path: str | None = None, lev
     With a `path` it takes over from the process that offers its sockets there, if one does, and then offers them to the
     next.
     """
-    if source is not None:
-        # A reload that is asked for before there is anything to reload must not end the process.
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # A reload that is asked for where, or before, there is anything to reload must not end the process.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     spec = model.sidecar.spec
     try:
         predecessor = takeover.ask(path) if path is not None else None

@@ -127,6 +127,20 @@ def test_check_takes_the_same_values(tmp_path: Path) -> None:
         assert done.returncode == status, done.stderr
 
 
+def test_check_reads_what_run_would_read(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(spec(free_address()))
+    done = subprocess.run(
+        [sys.executable, "-m", "l7proxy", "check"],
+        env={"PYTHONPATH": ROOT, "L7PROXY_CONFIG": "a.yaml"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stdout[:4]) == (0, "ok: "), done.stderr
+
+
 def test_the_documents_list_every_flag() -> None:
     page = (Path(ROOT) / "docs" / "running.md").read_text()
     for flag in flags.FLAGS:

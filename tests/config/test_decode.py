@@ -213,7 +213,7 @@ class Texts(Struct, frozen=True):
         ("hostport: Payments.Shop.svc:9090", "payments.shop.svc:9090"),
         ("hostport: '[fd00::5]:9090'", "[fd00::5]:9090"),
         ("url: http://127.0.0.1:8080", "http://127.0.0.1:8080"),
-        ("url: http://[::1]:8080/base", "http://[::1]:8080/base"),
+        ("url: http://[::1]:8080/", "http://[::1]:8080/"),
         ("collector: https://a/base", "https://a/base"),
         ("collector: grpc://[::1]:4317", "grpc://[::1]:4317"),
         ("collector: grpcs://a", "grpcs://a"),

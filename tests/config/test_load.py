@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from l7proxy.config.load import Loader, app_model, load
-from l7proxy.config.model import Inbound, Tracing
+from l7proxy.config.model import AccessLog, Inbound, Tracing
 from l7proxy.config.overrides import Overrides
 from l7proxy.config.yaml import MAX_BYTES
 from l7proxy.core.errors import ConfigError
@@ -237,6 +237,18 @@ def test_a_reference_to_a_document_with_a_mistake_is_no_second_mistake(tmp_path)
                 ("'spiffe://Demo/web'", "trustedProxies[0]: 'Demo' is not a trust domain"),
             )
         ),
+        *(
+            ((SIDECAR, upstream("u", f"{{{target}}}")), f"a.yaml:12: spec.{message}")
+            for target, message in (
+                ("endpoints: ['300.0.0.1:80']", "endpoints[0]: '300.0.0.1' is not an IPv4 address"),
+                ("endpoints: ['10.0.0.010:80']", "endpoints[0]: '10.0.0.010' is not an IPv4 address"),
+                ("dns: '10.0.0:80'", "dns: '10.0.0' is not an IPv4 address"),
+            )
+        ),
+        (
+            (SIDECAR.replace("127.0.0.1:8080", "127.0.0.1:8080/v1"),),
+            "a.yaml:6: spec.inbound.app: 'http://127.0.0.1:8080/v1': only scheme, host and port can be used here",
+        ),
         (
             (SIDECAR.replace("{app:", "{tls: {dev: demo, trustDomains: [a, 'spiffe://b']}, app:"),),
             "a.yaml:6: spec.inbound.tls.trustDomains[1]: 'spiffe://b' is not a trust domain",
@@ -293,6 +305,10 @@ def test_what_is_overridden_stands_beside_what_the_yaml_says(tmp_path):
     assert (spec.service.name, spec.service.namespace, spec.service.mesh) == ("b", "shop", "m")
     assert (spec.tracing, spec.workers) == (Tracing(sampling=0.5, otlp="http://b:2"), 3)
     assert loaded(tmp_path, SIDECAR, otlp="http://b:2").sidecar.spec.tracing == Tracing(otlp="http://b:2")
+
+
+def test_without_a_file_every_request_is_logged():
+    assert app_model(Overrides(app="http://127.0.0.1:9")).sidecar.spec.access_log == AccessLog(path="/dev/stdout")
 
 
 def test_a_route_for_a_listener_that_is_not_there_is_a_warning(tmp_path):

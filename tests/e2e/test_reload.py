@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import StartServer, StartSidecar
-from tests.support.net import wait_for
+from tests.support.net import free_address, wait_for
+from tests.support.process import Process
 from tests.support.sidecar import Document, Sidecar, route, upstream
 
 
@@ -91,6 +93,23 @@ def test_sighup_reloads(sidecar: StartSidecar) -> None:
     wait_for(lambda: proxy.get().body == b"two", 3)
 
 
+def test_sighup_does_not_end_a_sidecar_that_has_nothing_to_reload(tmp_path: Path) -> None:
+    admin = free_address()
+    config = tmp_path / "a.yaml"
+    spec = f"{{admin: {{listen: '{admin[0]}:{admin[1]}'}}}}"
+    config.write_text(f"{{apiVersion: l7proxy.io/v1, kind: Sidecar, metadata: {{name: a}}, spec: {spec}}}")
+    # As `run --app` does, but not on its ports.
+    code = "from l7proxy.config.load import load; from l7proxy.server.run import run; run(load(['a.yaml']))"
+    process = Process("alone", [sys.executable, "-c", code], tmp_path)
+    try:
+        process.wait_until(lambda: '"listening"' in process.stderr)
+        process.kill(signal.SIGHUP)
+        # Of two signals the kernel delivers the lower one first: had SIGHUP ended it, SIGINT could not.
+        assert process.stop(signal.SIGINT) == 0
+    finally:
+        process.stop()
+
+
 @pytest.mark.parametrize(
     "broken",
     [
@@ -98,10 +117,11 @@ def test_sighup_reloads(sidecar: StartSidecar) -> None:
         "apiVersion: l7proxy.io/v1\nkind: Route\nmetadata: {name: x}\nspec: {upstream: nowhere}\n",
         "apiVersion: l7proxy.io/v1\nkind: Route\nmetadata: {name: x}\nspec: {upstraem: app}\n",
         "apiVersion: l7proxy.io/v1\nkind: Route\nmetadata: {name: x}\nspec: {matches: [{path: {regex: '('}}]}\n",
+        "apiVersion: l7proxy.io/v1\nkind: Upstream\nmetadata: {name: x}\nspec: {endpoints: ['300.0.0.1:80']}\n",
         "a: &a [*a, *a]\n",
         "\x00\x01\x02",
     ],
-    ids=["syntax", "unknown upstream", "unknown key", "bad regex", "alias bomb", "binary"],
+    ids=["syntax", "unknown upstream", "unknown key", "bad regex", "bad address", "alias bomb", "binary"],
 )
 def test_a_broken_file_changes_nothing(broken: str, sidecar: StartSidecar) -> None:
     proxy = sidecar(named("good"))
