@@ -4,9 +4,11 @@ import argparse
 import datetime
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from l7proxy.identity.dev import DevCa
+from l7proxy.identity.spiffe import parse
 
 _LIFETIME = re.compile(r"([0-9]{1,6})([dhm])")
 _UNITS = {"d": "days", "h": "hours", "m": "minutes"}
@@ -42,20 +44,35 @@ def run(args: argparse.Namespace) -> int:
     first = args.ids[0].removeprefix("spiffe://").partition("/")[0] if args.ids else "demo"
     domain = args.trust_domain or first
     try:
+        places = _places(folder, args.ids)
         if (folder / "ca.key").exists():
             ca = DevCa.load(folder, domain)
         else:
             ca = DevCa.make(domain)
             ca.save(folder)
             print(f"{folder / 'ca.crt'}  the CA of trust domain {domain}")
-        for spiffe_id in args.ids:
-            place = folder / spiffe_id.rpartition("/")[2]
+        for place, spiffe_id in places.items():
             ca.issue_files(place, spiffe_id, args.name or ["localhost", "127.0.0.1"], args.lifetime)
             print(f"{place}/  tls.crt, tls.key and ca.crt of {spiffe_id}")
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        print(f"l7proxy certs: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
+    except ValueError as error:
         print(f"l7proxy certs: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _places(folder: Path, ids: Sequence[str]) -> dict[Path, str]:
+    """Returns the ID of each folder that is to be written; raises ValueError where one cannot be a workload's."""
+    places: dict[Path, str] = {}
+    for spiffe_id in ids:
+        if not parse(spiffe_id).path:
+            raise ValueError(f"{spiffe_id} names a trust domain, not a workload")
+        place = folder / spiffe_id.rpartition("/")[2]
+        if places.setdefault(place, spiffe_id) != spiffe_id:
+            raise ValueError(f"{places[place]} and {spiffe_id} would both be written to {place}")
+    return places
 
 
 def _lifetime(text: str) -> datetime.timedelta:

@@ -234,6 +234,20 @@ def test_certs_dev_refuses_what_is_no_spiffe_id(wrong: str, tmp_path: Path) -> N
     assert ran.stderr.startswith("l7proxy certs: ")
 
 
+def test_certs_dev_makes_nothing_that_no_peer_takes_or_that_is_overwritten_at_once(tmp_path: Path) -> None:
+    out = tmp_path / "certs"
+    other = WEB.replace("/shop/", "/tools/")
+    for ids, why in (
+        (["spiffe://demo"], "spiffe://demo names a trust domain, not a workload"),
+        ([WEB, other], f"{WEB} and {other} would both be written to {out / 'web'}"),
+    ):
+        ran = l7proxy("certs", "dev", "--out", str(out), *ids)
+        assert (ran.returncode, ran.stderr) == (1, f"l7proxy certs: {why}\n")
+        assert not out.exists()
+    ran = l7proxy("certs", "dev", "--out", "/proc/nowhere", WEB)
+    assert (ran.returncode, ran.stderr) == (1, "l7proxy certs: /proc/nowhere: No such file or directory\n")
+
+
 def test_two_sidecars_of_one_user_trust_each_other_without_a_file(
     sidecar: StartSidecar, serve: StartServer, tmp_path: Path
 ) -> None:
