@@ -157,7 +157,8 @@ def test_explain_follows_a_new_configuration(sidecar: StartSidecar) -> None:
 
 
 def test_the_log_level_is_changed_by_post_only(proxy: Sidecar) -> None:
-    assert ask(proxy.admin, "/loglevel?level=debug").json == {"level": "info"}
+    assert ask(proxy.admin, "/loglevel?level=debug").json == {"error": "GET /loglevel takes no parameters"}
+    assert ask(proxy.admin, "/loglevel").json == {"level": "info"}
     assert ask(proxy.admin, "/loglevel?level=debug", "POST").json == {"level": "debug"}
     assert ask(proxy.admin, "/loglevel").json == {"level": "debug"}
     wrong = ask(proxy.admin, "/loglevel?level=loud", "POST")
@@ -177,6 +178,9 @@ def test_what_changes_something_is_post_and_the_rest_is_not(proxy: Sidecar, meth
 def test_there_is_nothing_else(proxy: Sidecar) -> None:
     wrong = ask(proxy.admin, "/stats?prefix=l7proxy_")
     assert (wrong.status, wrong.json) == (400, {"error": "unknown parameter 'prefix'; there are name"})
+    wrong = ask(proxy.admin, "/failures?limit=5")
+    assert (wrong.status, wrong.json) == (400, {"error": "GET /failures takes no parameters"})
+    assert ask(proxy.admin, "/ready?from=a-probe").status == 200
     answer = ask(proxy.admin, "/config/")
     assert (answer.status, answer.json) == (404, {"error": "Not Found"})
     assert ask(proxy.metrics_at, "/config").status == 404

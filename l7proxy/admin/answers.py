@@ -46,7 +46,9 @@ class Address(TypedDict):
 
     address: str
     active: int
-    latency_ms: float
+    latency_ms: Annotated[
+        float, Meta(description="Measured to choose between several; 0 where there is one, or no request yet.")
+    ]
     ejected_for_s: Annotated[float, Meta(description="0 where it takes requests.")]
 
 

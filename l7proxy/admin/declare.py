@@ -1,5 +1,6 @@
 """Endpoints as declarations: what is served, what a query may hold and what the OpenAPI document says are one thing."""
 
+import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
@@ -19,6 +20,10 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 JSON = "application/json"
 OK = MappingProxyType({200: "The answer."})
+
+_BOUND = re.compile(r"Expected `\w+` ([<>]=?) (\S+)")
+_BOUNDS = {"<=": "at most", ">=": "at least", "<": "less than", ">": "more than"}
+_TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
 
 
 class Refused(Exception):
@@ -110,8 +115,13 @@ def _server(methods: Mapping[str, Endpoint]) -> Callable[[Request], Awaitable[Re
     async def serve(request: Request) -> Response:
         endpoint = methods["GET" if request.method == "HEAD" else request.method]
         try:
-            asked = {} if endpoint.query is None else {"query": _read(endpoint.query, request)}
-            result = await endpoint.answer(request, **asked)
+            if endpoint.query is not None:
+                result = await endpoint.answer(request, query=_read(endpoint.query, request))
+            else:
+                # Probes and scrapers may add a query of their own to an address that answers plain text.
+                if JSON in endpoint.content and request.query_params:
+                    raise Refused(400, f"{request.method} {endpoint.path} takes no parameters")
+                result = await endpoint.answer(request)
         except Refused as error:
             return as_json({"error": error.why}, error.status)
         return result if isinstance(result, Response) else as_json(result)
@@ -141,7 +151,16 @@ def _convert(name: str, field: structs.FieldInfo, text: Any) -> Any:
         kind = get_args(kind)[0] if get_origin(kind) is tuple else kind
         if get_origin(kind) is Literal:
             raise Refused(400, f"{name} must be one of {', '.join(get_args(kind))}") from None
-        raise Refused(400, f"{name}: {str(error).partition(' - at ')[0]}") from None
+        raise Refused(400, f"{name} must be {_meant(field, str(error))}") from None
+
+
+def _meant(field: structs.FieldInfo, told: str) -> str:
+    """Returns in words what msgspec has told of a type, as far as parameters have such types."""
+    if bound := _BOUND.match(told):
+        return f"{_BOUNDS[bound[1]]} {float(bound[2]):g}"
+    if "matching regex" in told:
+        return f"like {' or '.join(get_args(field.type)[1].examples[0])}"
+    return _TYPES[told.split("`")[1]]
 
 
 def _kind(field: structs.FieldInfo) -> Any:

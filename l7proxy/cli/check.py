@@ -25,7 +25,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's arguments."""
     parser.add_argument("paths", metavar="PATH", nargs="*", help="a YAML file or a folder of them")
     parser.add_argument(
-        "-c", "--config", metavar="PATH", action="append", default=[], help="the same, as `run` takes it; repeatable (or L7PROXY_CONFIG)"
+        "-c",
+        "--config",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="the same, as `run` takes it; repeatable (or L7PROXY_CONFIG)",
     )
     flags.configure(parser)
 

@@ -109,7 +109,7 @@ def _lines(told: dict[str, Any]) -> Iterator[str]:
     parts = [
         told["time"][11:23],
         f"{told['direction']:8}",
-        f"{told['status']} {told['flags'] or '-':3}",
+        f"{told['status']} {told['flags'] or '-':4}",
         f"{told['duration_ms']:8.1f}ms",
         f"{_EVENTS[told['event']]}{told['method'] or '?'} {printable(told['authority'] + told['path'] + query)}",
         f"route {told['route']}" if told["route"] else "no route",

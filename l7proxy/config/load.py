@@ -185,12 +185,15 @@ def expand(paths: Sequence[str], problems: list[Problem]) -> list[str]:
     for path in paths:
         if os.path.isdir(path):
             try:
-                names = sorted(name for name in os.listdir(path) if name.endswith(SUFFIXES) and name[0] != ".")
+                shown = sorted(name for name in os.listdir(path) if name[0] != ".")
             except OSError as error:
                 problems.append(Problem(path, 0, f"cannot be read: {error.strerror}"))
                 continue
+            names = [name for name in shown if name.endswith(SUFFIXES)]
             if not names:
-                problems.append(Problem(path, 0, "there is no YAML file in this folder"))
+                deeper = any(os.path.isdir(os.path.join(path, name)) for name in shown)
+                also = "; folders within it are not read" if deeper else ""
+                problems.append(Problem(path, 0, f"there is no YAML file in this folder{also}"))
             files.update(dict.fromkeys(os.path.join(path, name) for name in names))
         else:
             files[path] = None

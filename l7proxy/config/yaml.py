@@ -189,6 +189,8 @@ class _Builder:
         if top is not None and top.mapping and top.key is None:
             if plain and value in _NULLS:
                 self._stop(line, "a key is missing before the colon")
+            if plain and value == "<<":
+                self._stop(line, "merge keys (<<) cannot be used here")
             if value in top.items:
                 self.fail(line, f"duplicate key {value!r}")
             top.key, top.key_line = value, line
@@ -221,7 +223,7 @@ class _Builder:
         self._need_no_key(line)
         known = self._anchors.get(event.anchor)
         if known is None:
-            self._stop(line, f"alias *{event.anchor} stands for nothing that is complete before it")
+            self._stop(line, f"alias *{event.anchor} stands for nothing that is complete before it in this document")
         node, size, height = known
         if isinstance(node, Scalar):
             node = Scalar(node.value, node.plain, line)

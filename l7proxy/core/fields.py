@@ -139,7 +139,7 @@ def network(text: str) -> str:
 
 
 def url(text: str) -> str:
-    """Returns the URL as it stands, once it is certain that it names a scheme, a host and a usable port, and no more."""
+    """Returns the URL as it stands, once it is certain that it has a scheme, a host, a usable port and no path."""
     path = _url(text, ("http", "https"), "http://127.0.0.1:8080").path
     if path.strip("/"):
         raise ValueError(f"{text!r}: only scheme, host and port can be used here; a Route's `rewrite` changes paths")

@@ -39,7 +39,10 @@ def peer_of(der: bytes) -> Peer:
 def peer_named(identity: str) -> Peer:
     """Returns the Peer of a certificate with this one SPIFFE ID or DNS name; raises ValueError for what is neither."""
     if not identity.startswith("spiffe://"):
-        return Peer(identity=identity, dns_names=(FORMATS["hostname"].parse(identity),))
+        try:
+            return Peer(identity=identity, dns_names=(FORMATS["hostname"].parse(identity),))
+        except ValueError as error:
+            raise ValueError(f"{error}, nor a SPIFFE ID like spiffe://demo/ns/shop/sa/web") from None
     spiffe = parse(identity)
     if not spiffe.path:
         raise ValueError(f"{identity} names a trust domain, not a workload")

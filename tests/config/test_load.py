@@ -233,7 +233,7 @@ def test_a_reference_to_a_document_with_a_mistake_is_no_second_mistake(tmp_path)
                 ("10.0.0/8", "trustedProxies[0]: '10.0.0/8' is not an address or a block"),
                 ("'10.0.0.1', 10.0.0.300", "trustedProxies[1]: '10.0.0.300' is not an address or a block"),
                 ("'fd00::/200'", "trustedProxies[0]: 'fd00::/200' is not an address or a block"),
-                ("''", "trustedProxies[0]: '' is not a host name"),
+                ("''", "trustedProxies[0]: '' is not a host name, nor a SPIFFE ID like"),
                 ("'spiffe://Demo/web'", "trustedProxies[0]: 'Demo' is not a trust domain"),
             )
         ),
@@ -336,6 +336,9 @@ def test_paths_that_hold_no_configuration_are_told(tmp_path):
         with pytest.raises(ConfigError) as caught:
             load([str(tmp_path / name)])
         assert str(caught.value) == f"{tmp_path / name}: {message}"
+    (tmp_path / "empty" / "orders").mkdir()
+    with pytest.raises(ConfigError, match="; folders within it are not read"):
+        load([str(tmp_path / "empty")])
     with pytest.raises(ConfigError, match="/dev/zero: cannot be read: not a regular file"):
         load(["/dev/zero"])
 

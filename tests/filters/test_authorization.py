@@ -281,7 +281,7 @@ def test_path_templates_match_whole_segments(pattern: str, path: str, matches: b
         ({"deny": [{"paths": ["/a%zz"]}]}, "'/a%zz': no request has such a path"),
         ({"deny": [{"paths": ["/a?b=c"]}]}, "'/a?b=c': a path has no query"),
         ({"deny": [{"identities": ["spiffe://Demo/web"]}]}, "'Demo' is not a trust domain"),
-        ({"deny": [{"identities": ["demo/ns/shop/sa/web"]}]}, "is not a host name"),
+        ({"deny": [{"identities": ["demo/ns/shop/sa/web"]}]}, "is not a host name, nor a SPIFFE ID like spiffe://"),
         ({"allow": [{"identities": []}]}, "allow[0].identities: is empty"),
         ({"allow": [{"headers": {"x-tenant": []}}]}, "allow[0].headers.x-tenant: is empty"),
         ({"deny": [{"headers": {"Upgrade": ["websocket"]}}]}, "'upgrade': no rule sees this field"),
