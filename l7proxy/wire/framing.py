@@ -249,6 +249,8 @@ def trailers_of(block: bytes, limits: Limits, request: bool) -> Headers:
         raise Malformed("trailers_too_large", "headers_too_large")
     trailers = []
     for line in block.split(b"\r\n")[:-1]:
+        if len(line) > limits.header:
+            raise Malformed("header_too_large", "headers_too_large")
         name, _, value = line.partition(b":")
         if may_trail(name := name.lower(), request):
             trailers.append((name, value.strip(b" \t")))

@@ -379,6 +379,7 @@ def _sizes() -> list[Case]:
         Case("a head without an end", b"GET / HTTP/1.1\r\nHost: test\r\nX: " + b"a" * 200_000, large),
         Case("headers without an end", b"GET / HTTP/1.1\r\nHost: test\r\n" + b"X: a\r\n" * 20_000, large),
         Case("trailers of 61 KiB", _CHUNKED + b"0\r\n" + (b"X: " + BIG + b"\r\n") * 62 + b"\r\n", (431, 400)),
+        Case("one trailer of 17 KiB", _CHUNKED + b"0\r\nX: " + b"a" * 17408 + b"\r\n\r\n", (431,)),
         Case("101 trailers", _CHUNKED + b"0\r\n" + b"X: a\r\n" * 101 + b"\r\n", (431, 400)),
     ]
 
