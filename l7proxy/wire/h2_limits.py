@@ -38,7 +38,7 @@ class H2Limits(Struct, frozen=True):
     priorities: Allowance = Allowance(1000, 10, 2)
     window_updates: Allowance = Allowance(2000, 100, 8)
     empty_data: Allowance = Allowance(100, 10, 0.1)
-    # Frames of streams that have ended and frames of unknown types.
+    # Frames of streams that have ended, frames of unknown types and acknowledgements.
     stray_frames: Allowance = Allowance(2000, 100, 1)
 
 
