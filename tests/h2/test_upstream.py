@@ -125,6 +125,18 @@ def test_requests_wait_on_one_connection_for_an_upstream_that_takes_none_yet(fro
     assert connects(proxy) == 1
 
 
+def test_a_connection_that_goes_on_taking_no_streams_is_replaced_by_and_by(front: Start) -> None:
+    def script(connection: Connection) -> None:
+        server = RawServer(connection, *([(3, 0)] if connection.number == 0 else []))
+        while True:
+            server.answer(server.request())
+
+    proxy = front(script, idleTimeout="200ms")
+    with RawClient(proxy.inbound) as client:
+        assert client.get() == "200"
+    assert connects(proxy) == 2
+
+
 @pytest.mark.parametrize("method", [b"GET", b"POST"])
 def test_a_stream_above_the_last_one_of_a_goaway_is_sent_elsewhere(method: bytes, front: Start) -> None:
     def script(connection: Connection) -> None:
