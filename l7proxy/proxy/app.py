@@ -104,7 +104,7 @@ def make_app(live: Live, inbound: bool) -> Callable[[Exchange], Awaitable[None]]
                 await _pump(request, response, cast(Stream, body), exchange)
         except asyncio.CancelledError as error:
             failure = error
-            # The server says with which error it answers in our place; without one the client is gone.
+            # The server says with which error it answers in our place, or cuts; without one the client is gone.
             code = CODES.get(error.args[0]) if error.args else None
             if code is not None:
                 request.code = code.name

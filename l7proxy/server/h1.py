@@ -204,12 +204,13 @@ class H1Protocol(asyncio.Protocol):
     def cut(self, code: str) -> None:
         """Ends at once: with the answer of `code` where none has begun."""
         exchange = self.exchange
-        if exchange is not None and exchange.task is not None and not exchange.begun:
+        if exchange is not None and exchange.task is not None:
             exchange.task.cancel(code)
             self.exchange = None
-            self.answer(code, exchange.method)
-        else:
-            self.abort()
+            if not exchange.begun:
+                self.answer(code, exchange.method)
+                return
+        self.abort()
 
     def abort(self) -> None:
         if self.transport is not None:

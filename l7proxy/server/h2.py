@@ -196,7 +196,7 @@ class H2Protocol(asyncio.Protocol):
     def cut(self, code: str) -> None:
         """Ends at once: with the answer of `code` where none has begun."""
         for exchange in list(self.exchanges):
-            self._cut(exchange, None if exchange.begun else code)
+            self._cut(exchange, code)
         self.close(Error.NO_ERROR)
 
     def abort(self) -> None:
@@ -368,11 +368,11 @@ class H2Protocol(asyncio.Protocol):
     def _stall(self, exchange: H2Exchange) -> None:
         """No byte either way for the stream timeout: 408 while no answer has begun, else an end without one."""
         self.listener.refused("slow_stream")
-        self._cut(exchange, None if exchange.begun else "request_timeout")
+        self._cut(exchange, "request_timeout")
 
-    def _cut(self, exchange: H2Exchange, code: str | None) -> None:
+    def _cut(self, exchange: H2Exchange, code: str) -> None:
         exchange.abandon(code)
-        if code is not None:
+        if not exchange.begun:
             self.answer(exchange.stream, code, exchange.head)
         else:
             self.session.send_reset(exchange.stream, Error.CANCEL)

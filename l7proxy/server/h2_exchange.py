@@ -135,7 +135,7 @@ class H2Exchange:
         cast(Stream, self.body).end(trailers)
 
     def abandon(self, code: str | None = None) -> None:
-        """The client gave up, or the stream broke: there is nobody left to answer, or `code` is what it is answered."""
+        """The client gave up, or the stream broke: there is nobody left to answer; or we end it, for `code`."""
         if type(self.body) is Stream:
             self.body.fail(ConnectionResetError("the client went away"))
         if self.task is not None:

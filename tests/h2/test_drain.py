@@ -108,6 +108,23 @@ def test_a_second_signal_cuts_what_is_left(sidecar: StartSidecar, uvicorn_app: A
     assert proxy.process.popen.wait(10) == 0
 
 
+def test_an_answer_that_is_cut_is_not_laid_to_its_client(sidecar: StartSidecar, serve: StartServer) -> None:
+    def script(connection: Any) -> None:
+        connection.read_head()
+        connection.send(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhello")
+        connection.wait_for_close()
+
+    proxy = sidecar(app=serve(script).address, drain={"grace": "1s"})
+    with RawClient(proxy.inbound) as client:
+        stream = client.request()
+        client.until(lambda reader: reader.bodies.get(stream))
+        proxy.process.kill(signal.SIGTERM)
+        client.until(lambda reader: stream in reader.resets)
+    assert proxy.process.popen.wait(10) == 0
+    (line,) = proxy.log_lines()
+    assert (line["status"], line["code"], line["flags"]) == (200, "draining", "DR")
+
+
 @pytest.mark.parametrize("end", [False, True])
 def test_a_client_that_vanishes_ends_its_requests(end: bool, sidecar: StartSidecar, serve: StartServer) -> None:
     def script(connection: Any) -> None:

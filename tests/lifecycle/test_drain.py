@@ -76,6 +76,22 @@ def test_what_outlives_the_grace_period_is_answered_and_named(sidecar: StartSide
     assert (line["status"], line["code"], line["flags"]) == (503, "draining", "DR")
 
 
+def test_an_answer_that_is_cut_is_not_laid_to_its_client(sidecar: StartSidecar, serve: StartServer) -> None:
+    def script(connection: Connection) -> None:
+        connection.read()
+        connection.send(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhello")
+        connection.wait_for_close()
+
+    proxy = sidecar(app=serve(script).address, drain={"grace": "1s"})
+    with proxy.client() as client:
+        client.send(GET)
+        client.reader.until(b"hello")
+        proxy.process.kill(signal.SIGTERM)
+        assert report(proxy)["cut"] == 1
+    (line,) = proxy.log_lines()
+    assert (line["status"], line["code"], line["flags"]) == (200, "draining", "DR")
+
+
 def test_a_client_that_was_not_told_may_use_its_connection_once_more(sidecar: StartSidecar, serve: StartServer) -> None:
     """The head of an answer left before the drain began, and its end after: nothing in it says `connection: close`."""
     head_is_out, go_on = threading.Event(), threading.Event()
