@@ -254,7 +254,9 @@ class Http2Limits(Part, frozen=True):
     priorities: Annotated[int, doc("PRIORITY frames at once.", ge=1)] = 1000
     window_updates: Annotated[int, doc("WINDOW_UPDATE frames at once.", ge=1)] = 2000
     empty_data: Annotated[int, doc("Empty DATA frames at once.", ge=1)] = 100
-    stray_frames: Annotated[int, doc("Frames of streams that have ended, of unknown types, and acknowledgements, at once.", ge=1)] = 2000
+    stray_frames: Annotated[
+        int, doc("Frames of streams that have ended, of unknown types, and acknowledgements, at once.", ge=1)
+    ] = 2000
 
 
 class Limits(Part, frozen=True):
