@@ -3,11 +3,11 @@
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from hashlib import blake2b
 from typing import Any
 
-from l7proxy.config.model import Model
+from l7proxy.config.model import Model, Resource, Sidecar
 from l7proxy.core.errors import ConfigError, Problem
 from l7proxy.core.handler import Keep, Source
 from l7proxy.core.message import Request
@@ -101,7 +101,7 @@ class Control:
 
     async def follow(self, source: Source) -> None:
         """Applies what the source yields, and tells it and the log how that went."""
-        await follow(source, self.apply, self.telemetry)
+        await follow(source, self.apply, self.telemetry, self.snapshot.model.sidecar.spec)
 
     def identities(self) -> list[Identity]:
         """Returns every certificate that is in use."""
@@ -165,8 +165,13 @@ class Control:
         )
 
 
-async def follow(source: Source, apply: Callable[[Model], Awaitable[None]], telemetry: Telemetry) -> None:
-    """Applies what a source yields, and tells it, the metrics and the log how that went."""
+async def follow(
+    source: Source, apply: Callable[[Model], Awaitable[None]], telemetry: Telemetry, started: Sidecar
+) -> None:
+    """Applies what a source yields, and tells it, the metrics and the log how that went.
+
+    `started` is what the process listens by.
+    """
     rejected = telemetry.stats.counter(*_REJECTED)
     async for model in source.updates():
         version = ""
@@ -174,8 +179,7 @@ async def follow(source: Source, apply: Callable[[Model], Awaitable[None]], tele
             if isinstance(model, ConfigError):
                 raise model
             version = model.version
-            for warning in model.warnings:
-                telemetry.log("warning", "configuration", message=str(warning))
+            warn(model.warnings, telemetry)
             await apply(model)
         except Exception as failure:
             # The live one goes on, and so does the wait for the next, whatever this one stumbles over.
@@ -187,7 +191,30 @@ async def follow(source: Source, apply: Callable[[Model], Awaitable[None]], tele
                 )
             source.reject(version, error)
         else:
+            warn(_later(model.sidecar, started), telemetry)
             source.accept(version)
+
+
+def warn(problems: Iterable[Problem], telemetry: Telemetry) -> None:
+    """Logs what is no mistake, and may still not be what is meant."""
+    for problem in problems:
+        telemetry.log("warning", "configuration", message=str(problem))
+
+
+def _later(sidecar: Resource[Sidecar], started: Sidecar) -> Iterator[Problem]:
+    """Yields what the document says otherwise than the process began, and cannot change while it runs."""
+    begun = _fixed(started)
+    for path, value in _fixed(sidecar.spec).items():
+        if value != begun[path]:
+            has = begun[path] or "none"
+            yield Problem(*sidecar.where(path), f"{path}: takes effect at the next start; this process has {has}")
+
+
+def _fixed(spec: Sidecar) -> dict[str, object]:
+    """Returns what is read at the start alone, by its path."""
+    listeners = ("inbound", "outbound", "admin", "metrics", "health")
+    found = {f"spec.{name}.listen": getattr(getattr(spec, name), "listen", None) for name in listeners}
+    return {**found, "spec.workers": spec.workers}
 
 
 def _stumbled(file: str, failure: Exception) -> ConfigError:

@@ -10,7 +10,7 @@ from l7proxy.config.model import Model, Sidecar
 from l7proxy.core.handler import Source
 from l7proxy.core.stats import Stats
 from l7proxy.core.stream import held
-from l7proxy.proxy.control import Control
+from l7proxy.proxy.control import Control, warn
 from l7proxy.server.drain import Drain, Report, patience
 from l7proxy.server.hosting import hosted
 from l7proxy.server.listeners import TRAFFIC, Listeners, Sockets, addresses
@@ -155,6 +155,7 @@ async def serve(process: Process, source: Source | None, handover: Handover) -> 
     endings = Endings(loop)
     process.view.quit = endings.quit
     loop.add_signal_handler(signal.SIGUSR1, process.telemetry.reopen)
+    warn(process.control.snapshot.model.warnings, process.telemetry)
     if source is not None:
         process.control.spawn(process.control.follow(source))
         hear_reload(loop, source)

@@ -20,7 +20,7 @@ from l7proxy.core.errors import ConfigError, Problem
 from l7proxy.core.handler import Source
 from l7proxy.core.slices import between
 from l7proxy.core.stats import Stats
-from l7proxy.proxy.control import follow
+from l7proxy.proxy.control import follow, warn
 from l7proxy.server.channel import Caller, WorkerGone, connect
 from l7proxy.server.drain import TOLD, Report, patience
 from l7proxy.server.hosting import hosted
@@ -143,8 +143,11 @@ class Workers:
         endings = self.endings
         self._loop.add_signal_handler(signal.SIGUSR1, self._reopen)
         self.telemetry.start(self._loop)
+        warn(self.model.warnings, self.telemetry)
         if source is not None:
-            self._keepers.append(self._loop.create_task(follow(source, self.apply, self.telemetry)))
+            self._keepers.append(
+                self._loop.create_task(follow(source, self.apply, self.telemetry, self.model.sidecar.spec))
+            )
             hear_reload(self._loop, source)
         for name, address in addresses(self.model.sidecar.spec).items():
             self.telemetry.log("info", "listening", listener=name, address=address)

@@ -110,6 +110,17 @@ def test_sighup_does_not_end_a_sidecar_that_has_nothing_to_reload(tmp_path: Path
         process.stop()
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_is_without_effect_is_said_at_the_start_and_after_a_reload(workers: int, sidecar: StartSidecar) -> None:
+    proxy = sidecar(named("one"), named("out", direction="outbound"), outbound=None, workers=workers)
+    wait_for(lambda: "the Sidecar has no outbound listener for this route" in proxy.process.stderr)
+    proxy.configure(named("two"), health={"listen": "127.0.0.1:1"})
+    wait_for(lambda: proxy.get().body == b"two")
+    said = "spec.health.listen: takes effect at the next start; this process has none"
+    wait_for(lambda: said in proxy.process.stderr)
+    assert "spec.admin.listen" not in proxy.process.stderr
+
+
 @pytest.mark.parametrize(
     "broken",
     [

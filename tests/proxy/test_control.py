@@ -41,7 +41,7 @@ def test_an_update_that_fails_as_none_should_is_refused_and_the_next_one_taken(t
         if model is first:
             raise ValueError("nobody thought of this")
 
-    asyncio.run(follow(source, apply, Telemetry(stats, log)))
+    asyncio.run(follow(source, apply, Telemetry(stats, log), first.sidecar.spec))
     log.close(5)
     why = f"{first.sidecar.file}: internal error: ValueError: nobody thought of this"
     assert source.told == [f"reject {first.version}: {why}", f"accept {second.version}"]
