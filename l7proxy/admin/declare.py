@@ -23,7 +23,7 @@ OK = MappingProxyType({200: "The answer."})
 
 _BOUND = re.compile(r"Expected `\w+` ([<>]=?) (\S+)")
 _BOUNDS = {"<=": "at most", ">=": "at least", "<": "less than", ">": "more than"}
-_TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
+_TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
 
 class Refused(Exception):
@@ -50,6 +50,11 @@ class Endpoint(Struct, frozen=True):
     content: Mapping[str, Any]
     answers: Mapping[int, str] = OK
     refusals: Mapping[int, str] = {}
+
+    @property
+    def minds(self) -> bool:
+        """Whether a query may be refused; probes and scrapers may add one to what answers plain text."""
+        return self.query is not None or JSON in self.content
 
 
 def get(path: str, answer: Callable[..., Awaitable[Any]], **more: Any) -> Endpoint:
@@ -118,8 +123,7 @@ def _server(methods: Mapping[str, Endpoint]) -> Callable[[Request], Awaitable[Re
             if endpoint.query is not None:
                 result = await endpoint.answer(request, query=_read(endpoint.query, request))
             else:
-                # Probes and scrapers may add a query of their own to an address that answers plain text.
-                if JSON in endpoint.content and request.query_params:
+                if endpoint.minds and request.query_params:
                     raise Refused(400, f"{request.method} {endpoint.path} takes no parameters")
                 result = await endpoint.answer(request)
         except Refused as error:
@@ -151,16 +155,16 @@ def _convert(name: str, field: structs.FieldInfo, text: Any) -> Any:
         kind = get_args(kind)[0] if get_origin(kind) is tuple else kind
         if get_origin(kind) is Literal:
             raise Refused(400, f"{name} must be one of {', '.join(get_args(kind))}") from None
-        raise Refused(400, f"{name} must be {_meant(field, str(error))}") from None
+        raise Refused(400, f"{name} must be {_meant(field, kind, str(error))}") from None
 
 
-def _meant(field: structs.FieldInfo, told: str) -> str:
-    """Returns in words what msgspec has told of a type, as far as parameters have such types."""
+def _meant(field: structs.FieldInfo, kind: Any, told: str) -> str:
+    """Returns in words what a value has to be that msgspec refuses."""
     if bound := _BOUND.match(told):
         return f"{_BOUNDS[bound[1]]} {float(bound[2]):g}"
     if "matching regex" in told:
         return f"like {' or '.join(get_args(field.type)[1].examples[0])}"
-    return _TYPES[told.split("`")[1]]
+    return _TYPES[kind]
 
 
 def _kind(field: structs.FieldInfo) -> Any:

@@ -51,7 +51,7 @@ class _Writer:
         refusals = {**_ALWAYS, **endpoint.refusals}
         if endpoint.method == "POST":
             refusals |= _POST
-        if endpoint.query is not None:
+        if endpoint.minds:
             refusals |= _QUERY
         responses = {
             str(status): {"description": what, "content": content} for status, what in endpoint.answers.items()
