@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
         print(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
     else:
         print("\n".join(map(printable, render(report))))
-    if not report.seen and any(note.kind == "foreign" for note in report.notes):
+    if _unread(report):
         return 1
     permitted = {"denial": args.allow_denials, "grant": args.allow_grants}
     return 1 if any(not permitted.get(change.kind, True) for change in report.changes) else 0
@@ -280,6 +280,10 @@ def _cut(text: str) -> str:
     return text if len(text) <= WIDEST else f"{text[:WIDEST]}..."
 
 
+def _unread(report: Report) -> bool:
+    return not report.seen and any(note.kind == "foreign" for note in report.notes)
+
+
 def _summary(report: Report) -> str:
     counts = {kind: sum(change.requests for change in report.changes if change.kind == kind) for kind in KINDS}
     logged = f"{_counted(report.requests - report.generated, 'request')} in {_counted(report.seen, 'line')} of logs"
@@ -288,7 +292,8 @@ def _summary(report: Report) -> str:
         parts.append(_counted(report.generated, "generated request"))
     asked = " and ".join(parts)
     if not report.changes:
-        return f"ok: nothing changes for {asked}"
+        verdict = "no line of the logs can be read" if _unread(report) else "ok"
+        return f"{verdict}: nothing changes for {asked}"
     return (
         f"{sum(counts.values()):,} of {asked} change: {counts['denial']:,} denied now, {counts['grant']:,} allowed now"
     )

@@ -143,6 +143,7 @@ def read_tests(paths: Sequence[str]) -> tuple[list[Case], list[Invariant]]:
     cases: list[Case] = []
     invariants: list[Invariant] = []
     for file in expand(paths, problems):
+        before = len(cases) + len(invariants) + len(problems)
         try:
             for chunk in chunks(contents(file), file):
                 node = finish(parse(chunk, file)) if chunk is not None else None
@@ -159,6 +160,8 @@ def read_tests(paths: Sequence[str]) -> tuple[list[Case], list[Invariant]]:
                     ]
         except ConfigError as error:
             problems += error.problems
+        if len(cases) + len(invariants) + len(problems) == before:
+            problems.append(Problem(file, 1, "there is no test in this file"))
     problems += [
         Problem(case.file, case.line, "expect: nothing is expected here")
         for case in cases

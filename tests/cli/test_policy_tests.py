@@ -134,6 +134,7 @@ def test_junit_is_written_for_ci(tmp_path):
         (case("{}", "{route: a}"), "tests.yaml:2: cases[0].request: key 'url' is missing"),
         (case("{url: /}", "{}"), "tests.yaml:2: expect: nothing is expected here"),
         ("cases: []\n", "tests.yaml:1: cases: is empty"),
+        ("# later\n", "tests.yaml:1: there is no test in this file"),
         ("{}\n", "tests.yaml:1: there are neither cases nor invariants"),
         (claim("{}"), "tests.yaml:2: invariants[0]: one of 'never' and 'always' is needed"),
         (
