@@ -91,6 +91,7 @@ class Offer:
         self._sockets = [(name, addresses[name], opened) for name, opened in sockets.items()]
         self._taken = taken
         self._tasks: set[asyncio.Task[None]] = set()
+        self._turn = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
         self._sock = socket.socket(socket.AF_UNIX)
         # Ours replaces that of a predecessor in one step.
@@ -127,18 +128,22 @@ class Offer:
         with sock, suppress(OSError, TimeoutError):
             if not _is_ours(sock):
                 return
-            # A few hundred bytes into an empty buffer: this does not block.
-            sock.settimeout(_PATIENCE)
-            listeners = [(name, address, len(opened)) for name, address, opened in self._sockets]
-            header = msgspec.json.encode(listeners)
-            sock.sendall(struct.pack("!I", len(header)) + header)
-            descriptors = [one.fileno() for _, _, opened in self._sockets for one in opened]
-            for at in range(0, len(descriptors), _AT_ONCE):
-                socket.send_fds(sock, [b"F"], descriptors[at : at + _AT_ONCE])
-            sock.setblocking(False)
-            # To compile a large configuration takes a while; an end without a word means that nothing came of it.
-            if await self._loop.sock_recv(sock, 1) == _SERVING:
-                self._taken(_peer(sock)[0])
+            # One at a time: of two that served nobody would ever relieve the first.
+            async with self._turn:
+                if self._sock.fileno() < 0:
+                    return
+                # A few hundred bytes into an empty buffer: this does not block.
+                sock.settimeout(_PATIENCE)
+                listeners = [(name, address, len(opened)) for name, address, opened in self._sockets]
+                header = msgspec.json.encode(listeners)
+                sock.sendall(struct.pack("!I", len(header)) + header)
+                descriptors = [one.fileno() for _, _, opened in self._sockets for one in opened]
+                for at in range(0, len(descriptors), _AT_ONCE):
+                    socket.send_fds(sock, [b"F"], descriptors[at : at + _AT_ONCE])
+                sock.setblocking(False)
+                # To compile a large configuration takes a while; an end without a word means that nothing came of it.
+                if await self._loop.sock_recv(sock, 1) == _SERVING:
+                    self._taken(_peer(sock)[0])
 
 
 def _is_ours(sock: socket.socket) -> bool:
@@ -156,5 +161,5 @@ def _peer(sock: socket.socket) -> Sequence[int]:
 def _read(sock: socket.socket, size: int) -> bytes:
     data = sock.recv(size, socket.MSG_WAITALL)
     if len(data) < size:
-        raise OSError("the process that serves did not give its sockets")
+        raise OSError("the process that serves did not give its sockets; another one may be taking over")
     return data

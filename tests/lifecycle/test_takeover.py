@@ -172,6 +172,23 @@ def test_a_successor_that_fails_changes_nothing(
     assert proxy.get().status == 200
 
 
+def test_only_one_takes_over_at_a_time(
+    sidecar: StartSidecar, uvicorn_app: Address, tmp_path: Path, successor: Successor
+) -> None:
+    """Of two that both served, nobody would ever tell the first to end."""
+    path = tmp_path / "take.sock"
+    proxy = sidecar(app=uvicorn_app, args=["--takeover", str(path)])
+    with socket.socket(socket.AF_UNIX) as under_way:
+        under_way.settimeout(10)
+        under_way.connect(str(path))
+        assert under_way.recv(1)
+        late = successor(proxy, path)
+        assert late.popen.wait(20) == 1
+        assert proxy.get().status == 200
+    assert proxy.get().status == 200
+    assert proxy.process.popen.poll() is None
+
+
 def test_what_is_left_of_a_process_that_was_killed_is_no_obstacle(
     sidecar: StartSidecar, serve: StartServer, tmp_path: Path, successor: Successor
 ) -> None:
