@@ -19,7 +19,7 @@ def run(model: Model, source: Source | None = None, path: str | None = None, lev
     With a `path` it takes over from the process that offers its sockets there, if one does, and then offers them to the
     next.
     """
-    # A reload that is asked for where, or before, there is anything to reload must not end the process.
+    # Where there is nothing to reload, or nothing yet, to be asked for it must not end the process.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     spec = model.sidecar.spec
     try:
