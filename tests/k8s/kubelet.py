@@ -44,6 +44,7 @@ class Container:
         self.spec = spec
         self.name: str = spec["name"]
         self._pod = pod
+        self._seen = 0
         folder = pod.folder / f"container-{self.name}"
         folder.mkdir()
         self._env = {
@@ -103,11 +104,13 @@ class Container:
     @property
     def first(self) -> int:
         """The process that is number 1 inside; 0 while it is not there."""
-        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        child = int(path.read_text() or 0) if path.exists() else 0
+        child = int(_read(f"/proc/{self.process.pid}/task/{self.process.pid}/children") or 0)
         # Until then it is what mounts, and what changes the user; there is nothing to read while it becomes the next.
-        said = _arguments(child)
-        return child if said and b"mount" not in said and b"--reuid" not in said else 0
+        if child and child != self._seen:
+            said = _read(f"/proc/{child}/cmdline")
+            if said and b"mount" not in said and b"--reuid" not in said:
+                self._seen = child
+        return child if child == self._seen else 0
 
     @property
     def running(self) -> bool:
@@ -296,8 +299,9 @@ class Pod:
         self.network.close()
 
 
-def _arguments(pid: int) -> bytes:
+def _read(path: str) -> bytes:
+    """Returns what a file of a process holds, b"" when that has ended."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
+        return Path(path).read_bytes()
     except OSError:
         return b""
