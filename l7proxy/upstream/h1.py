@@ -194,8 +194,11 @@ class H1Connection(Expiring):
         if self._drained is not None:
             self._drained.cancel()
             self._drained = None
-        if error is not None and self._witness is not None and self._waiter is not None:
-            self._hear_last_words(self._witness)
+        witness, self._witness = self._witness, None
+        if witness is not None:
+            if error is not None:
+                self._hear_last_words(witness)
+            witness.close()
         waiter, stream = self._waiter, self._stream
         if waiter is not None and not waiter.done():
             if self._touched:
@@ -348,7 +351,8 @@ class H1Connection(Expiring):
     async def _send(self, stream: Stream, chunked: bool) -> None:
         """Pumps the request body to the upstream while the response may already be on its way."""
         try:
-            if not self._tunnel and self.transport is not None and not isinstance(self.transport, TlsTransport):
+            if self._waiter is not None and self.transport is not None and not isinstance(self.transport, TlsTransport):
+                # It stays until the answer begins: what was written last may leave after this task has ended.
                 with suppress(OSError):
                     self._witness = self.transport.get_extra_info("socket").dup()
             spliced = type(stream) is Stream and not chunked
@@ -372,10 +376,6 @@ class H1Connection(Expiring):
         except Exception as error:
             # The client's side failed: half a request must not look like a whole one.
             self._fail(error)
-        finally:
-            if self._witness is not None:
-                self._witness.close()
-                self._witness = None
 
     def _arm(self) -> None:
         deadline = None if self._ledger is None else head_deadline(self._ledger)
@@ -399,6 +399,9 @@ class H1Connection(Expiring):
     def _take_waiter(self) -> Waiter[tuple[ResponseHead, Body]] | None:
         """Returns who waits for the head; its timer ends here, for the next request may begin before it goes on."""
         waiter, self._waiter = self._waiter, None
+        if self._witness is not None:
+            self._witness.close()
+            self._witness = None
         self._ledger = None
         self._deadline = NEVER
         return waiter

@@ -1,10 +1,16 @@
 """What is lost and what is not when one side ends early, late or only half."""
 
+import asyncio
 import socket
 import time
 
 import pytest
 
+from l7proxy.core.deadlines import Deadlines
+from l7proxy.core.outbox import Outbox
+from l7proxy.core.stream import Stream
+from l7proxy.upstream.h1 import H1Connection
+from l7proxy.wire.framing import Limits
 from tests.conftest import StartServer, StartSidecar
 from tests.h2.raw import RawClient, wide_open
 from tests.support.client import Client
@@ -65,6 +71,35 @@ def test_an_app_that_refuses_an_upload_and_closes_is_heard(sidecar: StartSidecar
             answer = client.read()
             assert (answer.status, answer.body) == (413, b"big")
     assert {line["status"] for line in proxy.log_lines(20)} == {413}
+
+
+def test_an_answer_is_heard_when_what_was_written_last_fails() -> None:
+    """The last bytes of an upload may wait in the event loop when its sender has nothing more to do."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        theirs.settimeout(10)
+        connection = H1Connection(Limits(), lambda *_: None, Deadlines(loop, 1.0), {}, Outbox(loop))
+        transport, _ = await loop.create_connection(lambda: connection, sock=ours)
+        body = Stream()
+        body.feed(b"all")
+        body.end()
+        asked = loop.create_task(connection.exchange(b"POST", b"/", b"test", [(b"content-length", b"3")], body))
+        received = b""
+        while not received.endswith(b"all"):
+            received += await loop.run_in_executor(None, theirs.recv, 1000)
+        await asyncio.sleep(0)
+        transport.pause_reading()
+        theirs.sendall(b"HTTP/1.1 413 Content Too Large\r\ncontent-length: 3\r\nconnection: close\r\n\r\nbig")
+        # As the event loop does where a write has failed before it came to reading.
+        connection.connection_lost(ConnectionResetError())
+        head, said = await asked
+        assert (head.status, said) == (413, b"big")
+        transport.abort()
+        theirs.close()
+
+    asyncio.run(main())
 
 
 def test_an_app_that_answers_and_never_reads_holds_no_connection(sidecar: StartSidecar, serve: StartServer) -> None:
