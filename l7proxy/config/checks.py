@@ -33,12 +33,11 @@ def unique(documents: Iterable[Document], problems: Problems) -> Steps[None]:
     for document in documents:
         resource = document.resource
         # Ours are known by their name alone, whatever namespace they name.
-        namespace = resource.namespace if KINDS[resource.kind].foreign else ""
-        other = seen.setdefault((resource.kind, namespace, resource.name), resource)
+        kind = KINDS[resource.kind]
+        namespace = resource.namespace if kind.foreign else ""
+        other = seen.setdefault((kind.routes or kind.name, namespace, resource.name), resource)
         if other is not resource:
-            _note(
-                problems, resource, "metadata.name", f"{resource.kind} {resource.name!r} is defined in {_place(other)}"
-            )
+            _note(problems, resource, "metadata.name", f"{other.kind} {other.name!r} is defined in {_place(other)}")
         elif resource.kind == "Sidecar":
             if sidecar is not None:
                 _note(problems, resource, "kind", f"there can be one Sidecar, and {_place(sidecar)} defines it")
@@ -72,12 +71,12 @@ def route(resource: Resource[Route], sidecar: Sidecar, app: bool, problems: Prob
     spec = resource.spec
     before = len(problems)
     for number, match in enumerate(spec.matches):
-        try:
-            _path(match)
-        except ValueError as error:
-            _note(problems, resource, f"spec.matches[{number}].path", f"no request has such a path: {error}")
+        if why := impossible(match):
+            _note(problems, resource, f"spec.matches[{number}].path", why)
         if spec.rewrite is not None and spec.rewrite.prefix is not None and match.path.prefix is None:
             _note(problems, resource, "spec.rewrite.prefix", f"matches[{number}] has no path prefix to replace")
+        if spec.redirect is not None and spec.redirect.prefix is not None and match.path.prefix is None:
+            _note(problems, resource, "spec.redirect.prefix", f"matches[{number}] has no path prefix to replace")
     if spec.split and not any(backend.weight for backend in spec.split):
         _note(problems, resource, "spec.split", "all weights are 0")
     if not (spec.upstream or spec.split or spec.redirect or spec.direct_response):
@@ -197,6 +196,15 @@ def _named(text: str) -> None:
         ip_address(text)
     else:
         peer_named(text)
+
+
+def impossible(match: Match) -> str:
+    """Returns why no request has the path that a match asks for, or nothing."""
+    try:
+        _path(match)
+    except ValueError as error:
+        return f"no request has such a path: {error}"
+    return ""
 
 
 def _path(match: Match) -> None:

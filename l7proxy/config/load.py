@@ -9,7 +9,7 @@ from msgspec import structs
 
 from l7proxy.config import checks, shadow
 from l7proxy.config.documents import Broken, Document, read
-from l7proxy.config.kinds import translators
+from l7proxy.config.kinds import routers, translators
 from l7proxy.config.model import APP, Model, Resource, Route, Sidecar
 from l7proxy.config.overrides import NONE, Overrides
 from l7proxy.config.yaml import MAX_BYTES, VARIABLE_NAMES, chunks
@@ -84,7 +84,8 @@ class Loader:
         if model is None or problems:
             places = {file: place for place, file in enumerate(files)}
             problems.sort(key=lambda problem: (places.get(problem.file, -1), problem.line))
-            raise ConfigError(problems)
+            # A document that stands for several Routes has each mistake once.
+            raise ConfigError(list(dict.fromkeys(problems)))
         return model
 
     def _documents(
@@ -128,11 +129,8 @@ def _model(
     With problems it is a model of what is right, in which more of them may be found.
     """
     yield from checks.unique(documents, problems)
-    by_kind: dict[str, list[Resource[Any]]] = {"Sidecar": [], "Upstream": [], "Route": []}
-    for document in documents:
-        by_kind.setdefault(document.resource.kind, []).append(document.resource)
-        yield
-    sidecars = by_kind.pop("Sidecar")
+    by_kind = yield from _by_kind(documents)
+    sidecars = by_kind["Sidecar"]
     stands_in = False
     if sidecars:
         sidecar = overrides.over(sidecars[0])
@@ -146,6 +144,11 @@ def _model(
         if documents:
             problems.append(Problem(documents[0].resource.file, 1, "there is no document of kind Sidecar"))
         return None
+    warnings: list[Problem] = []
+    for routes_of in routers(by_kind) if not stands_in else ():
+        documents = yield from routes_of(documents, sidecar.spec, problems, warnings)
+        by_kind = yield from _by_kind(documents)
+    del by_kind["Sidecar"]
     checks.callers(sidecar, problems)
     upstreams = {resource.name: resource for resource in by_kind.pop("Upstream")}
     for upstream in upstreams.values():
@@ -155,7 +158,6 @@ def _model(
     names = None if Broken() in broken else {*upstreams, *(item.name for item in broken if item.kind == "Upstream")}
     inbound = sidecar.spec.inbound
     has_app = APP in upstreams or (inbound is not None and inbound.app is not None)
-    warnings: list[Problem] = []
     routes: list[Resource[Route]] = []
     for resource in by_kind.pop("Route"):
         if checks.route(resource, sidecar.spec, has_app, problems, warnings):
@@ -177,6 +179,14 @@ def _model(
     checks.tls(model.sidecar, problems)
     yield from shadow.unenforced(model.routes, warnings)
     return structs.replace(model, warnings=(*model.warnings, *warnings))
+
+
+def _by_kind(documents: list[Document]) -> Steps[dict[str, list[Resource[Any]]]]:
+    found: dict[str, list[Resource[Any]]] = {"Sidecar": [], "Upstream": [], "Route": []}
+    for document in documents:
+        found.setdefault(document.resource.kind, []).append(document.resource)
+        yield
+    return found
 
 
 def expand(paths: Sequence[str], problems: list[Problem]) -> list[str]:

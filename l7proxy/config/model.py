@@ -436,11 +436,14 @@ class Backend(Part, frozen=True):
 class Redirect(Part, frozen=True):
     """Sends the client elsewhere. What is not named stays as it was asked for."""
 
+    at_most_one = (("prefix", "path"),)
+
     status: Annotated[Literal[301, 302, 303, 307, 308], doc("The status of the answer.")] = 302
     scheme: Annotated[Literal["http", "https"] | None, doc("The scheme to go to.")] = None
     host: Annotated[Host | None, doc("The host to go to.")] = None
     port: Annotated[Annotated[int, Meta(ge=1, le=65535)] | None, doc("The port to go to.")] = None
     path: Annotated[PathText | None, doc("The path to go to.")] = None
+    prefix: Annotated[PathText | None, doc("Replaces the matched prefix in the path to go to.")] = None
 
 
 class DirectResponse(Part, frozen=True):
@@ -554,7 +557,7 @@ class Resource(Struct, Generic[Spec], frozen=True, gc=False):
 class Model(Struct, frozen=True, gc=False):
     """A whole configuration, ready to be compiled.
 
-    `routes` are in file order. `others` are documents of further kinds (Istio's, the Gateway API's) by kind. `version`
+    `routes` are in file order. `others` are documents of further kinds (Istio's) by kind. `version`
     is the same for the same content.
     """
 

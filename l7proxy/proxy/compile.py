@@ -264,7 +264,7 @@ class Compiler:
         spec = resource.spec
         info = RouteInfo(resource.name, spec.direction == "inbound", resource.file, resource.line)
         if spec.redirect is not None:
-            handle = self.end("", targets.redirect(spec.redirect))
+            handle = self.end("", targets.redirect(spec.redirect, spec.matches))
         elif spec.direct_response is not None:
             handle = self.end("", targets.direct(spec.direct_response))
         elif len(clusters) == 1:

@@ -1,0 +1,250 @@
+"""One rule of an HTTPRoute or GRPCRoute, read: its matches, filters and timeouts as a Route has them."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+from msgspec import structs
+
+from l7proxy.config.checks import impossible
+from l7proxy.config.gateway_model import (
+    CORE,
+    FieldMatch,
+    GRPCRouteMatch,
+    HeaderModifier,
+    HTTPRouteMatch,
+    HTTPRouteRule,
+    PathModifier,
+    RouteFilter,
+    Rule,
+    Timeouts,
+)
+from l7proxy.config.model import Match, PathMatch, Redirect, Resource, Rewrite, Route, TextMatch
+from l7proxy.config.scalars import listed
+from l7proxy.core.errors import Problem
+from l7proxy.core.fields import FORMATS, duration
+from l7proxy.core.handler import Filter
+from l7proxy.filters.authorizer import check_header
+from l7proxy.filters.headers import Edit, Headers
+from l7proxy.filters.timeout import Timeout
+
+_FILTERS = {
+    "RequestHeaderModifier": "request_header_modifier",
+    "ResponseHeaderModifier": "response_header_modifier",
+    "RequestRedirect": "request_redirect",
+    "URLRewrite": "url_rewrite",
+}
+_PATHS: dict[str, Literal["exact", "prefix", "regex"]] = {
+    "Exact": "exact",
+    "PathPrefix": "prefix",
+    "RegularExpression": "regex",
+}
+_PORTS = {"http": 80, "https": 443}
+_GRPC = TextMatch(regex=r"application/grpc([+;].*)?")
+_GRPC_SERVICE = re.compile(r"\.?[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
+_GRPC_METHOD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def note(problems: list[Problem], resource: Resource[Any], path: str, message: str) -> None:
+    """Adds a problem with the place of `path`."""
+    problems.append(Problem(*resource.where(path), f"{path}: {message}"))
+
+
+class RuleReader:
+    """Reads one rule; `places` maps the places of the Route to those of the document that they come from."""
+
+    def __init__(self, resource: Resource[Any], path: str, rule: Rule, problems: list[Problem]) -> None:
+        self.places = {"spec": path}
+        self._resource = resource
+        self._path = path
+        self._rule = rule
+        self._problems = problems
+
+    def route(self) -> Route:
+        """Returns a Route without direction, hosts and upstreams; it says nothing where there are problems."""
+        rule, found = self._rule, self._filters()
+        if rule.session_persistence is not None:
+            self._wrong(f"{self._path}.sessionPersistence", "is not supported")
+        if isinstance(rule, HTTPRouteRule) and rule.retry is not None:
+            self._wrong(f"{self._path}.retry", "is not supported: the retry policy of a Route is")
+        self._backends("request_redirect" in found)
+        matches = tuple(self._matches())
+        redirect, rewrite = found.get("request_redirect"), found.get("url_rewrite")
+        if redirect and rewrite:
+            self._wrong(rewrite[1], "a redirect leaves nothing to rewrite")
+        policies: list[Filter] = []
+        request, response = (self._edit(found, f"{side}_header_modifier") for side in ("request", "response"))
+        if Edit() != request or Edit() != response:
+            policies.append(Headers(request, response))
+        if isinstance(rule, HTTPRouteRule) and rule.timeouts != Timeouts():
+            policies += self._timeout(rule.timeouts)
+        spec = Route(matches=matches, policies=tuple(policies))
+        if redirect:
+            there, where = redirect
+            self.places["spec.redirect"] = where
+            port = there.port or _PORTS.get(there.scheme)
+            path = self._moved(there.path, matches, where)
+            return structs.replace(
+                spec, redirect=Redirect(there.status_code, there.scheme, there.hostname, port, **path)
+            )
+        if rewrite:
+            there, where = rewrite
+            self.places["spec.rewrite"] = where
+            path = self._moved(there.path, matches, where)
+            return structs.replace(spec, rewrite=Rewrite(host=there.hostname, **path))
+        return spec
+
+    def _backends(self, redirects: bool) -> None:
+        refs, path = self._rule.backend_refs, f"{self._path}.backendRefs"
+        if redirects and refs:
+            self._wrong(path, "a redirect leaves nothing to send there")
+        if not redirects and not refs:
+            self._wrong(self._path, "there is no backendRef: every request would be answered 500")
+        if refs and not any(ref.weight for ref in refs):
+            self._wrong(path, "all weights are 0: every request would be answered 500")
+        for number, ref in enumerate(refs):
+            where = f"{path}[{number}]"
+            if ref.kind != "Service" or ref.group not in CORE:
+                self._wrong(where, f"only a Service can be sent requests, not a {ref.kind}")
+            if ref.filters:
+                self._wrong(f"{where}.filters", "filters of one backend are not supported: those of the rule are")
+
+    def _matches(self) -> Iterator[Match]:
+        matches: Sequence[HTTPRouteMatch | GRPCRouteMatch] = self._rule.matches
+        for number, match in enumerate(matches):
+            where = self.places[f"spec.matches[{number}]"] = f"{self._path}.matches[{number}]"
+            before = len(self._problems)
+            found = self._http(match, where) if isinstance(match, HTTPRouteMatch) else self._grpc(match, where)
+            if len(self._problems) == before and (why := impossible(found)):
+                self._wrong(f"{where}.path", why)
+            yield found
+
+    def _http(self, match: HTTPRouteMatch, where: str) -> Match:
+        kind = _PATHS[match.path.type]
+        text = self._text("pathregex" if kind == "regex" else "path", match.path.value, f"{where}.path.value")
+        if match.method == "CONNECT":
+            self._wrong(f"{where}.method", "CONNECT opens a tunnel, which takes a Route with connect: true")
+        return Match(
+            PathMatch(**{kind: text}),
+            (match.method,) if match.method is not None else (),
+            self._fields(match.headers, f"{where}.headers", True),
+            self._fields(match.query_params, f"{where}.queryParams", False),
+        )
+
+    def _grpc(self, match: GRPCRouteMatch, where: str) -> Match:
+        """A call is a POST to /SERVICE/METHOD. https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md"""
+        path = PathMatch(prefix="/")
+        called, at = match.method, f"{where}.method"
+        if called is not None and called.type == "RegularExpression":
+            service = self._text("pathregex", called.service or "[^/]+", f"{at}.service")
+            method = self._text("pathregex", called.method or "[^/]+", f"{at}.method")
+            path = PathMatch(regex=f"/({service})/({method})")
+        elif called is not None:
+            for key, text, pattern in (
+                ("service", called.service, _GRPC_SERVICE),
+                ("method", called.method, _GRPC_METHOD),
+            ):
+                if text and not pattern.fullmatch(text):
+                    self._wrong(f"{at}.{key}", f"{text!r} is not the name of a gRPC {key}")
+            if called.service and called.method:
+                path = PathMatch(exact=f"/{called.service}/{called.method}")
+            elif called.service:
+                path = PathMatch(prefix=f"/{called.service}")
+            else:
+                path = PathMatch(regex=f"/[^/]+/{called.method}")
+        if called is not None and not (called.service or called.method):
+            self._wrong(at, "names neither a service nor a method")
+        headers = self._fields(match.headers, f"{where}.headers", True)
+        if headers.setdefault("content-type", _GRPC) is not _GRPC:
+            self._wrong(f"{where}.headers", "content-type is matched already: by it gRPC calls are known")
+        return Match(path, ("POST",), headers)
+
+    def _fields(self, fields: Sequence[FieldMatch], path: str, headers: bool) -> dict[str, str | TextMatch]:
+        found: dict[str, str | TextMatch] = {}
+        for number, field in enumerate(fields):
+            where = f"{path}[{number}]"
+            name, value = field.name, field.value
+            if headers:
+                name = self._text("header", name, f"{where}.name")
+                self._checked(check_header, name, f"{where}.name")
+            if name in found:
+                self._wrong(f"{where}.name", f"there is a condition on {name!r} already")
+            if field.type == "RegularExpression":
+                found[name] = TextMatch(regex=self._text("regex", value, f"{where}.value"))
+            else:
+                found[name] = self._text("value", value, f"{where}.value") if headers else value
+        return found
+
+    def _filters(self) -> dict[str, tuple[Any, str]]:
+        """Returns the block of each filter and where it stands."""
+        known = _FILTERS if isinstance(self._rule, HTTPRouteRule) else dict(list(_FILTERS.items())[:2])
+        found: dict[str, tuple[Any, str]] = {}
+        for number, entry in enumerate(self._rule.filters):
+            where = f"{self._path}.filters[{number}]"
+            given = [key for key in RouteFilter.__struct_fields__[1:] if getattr(entry, key) is not None]
+            name = known.get(entry.type)
+            if name is None:
+                self._wrong(f"{where}.type", f"{entry.type!r} is not supported: only {listed(known)} are")
+            elif given != [name]:
+                self._wrong(where, f"{entry.type} has the one key of its name beside type")
+            elif name in found:
+                self._wrong(where, f"there is a {entry.type} already")
+            else:
+                found[name] = getattr(entry, name), where
+        return found
+
+    def _edit(self, found: dict[str, tuple[Any, str]], name: str) -> Edit:
+        modifier, where = found.get(name, (HeaderModifier(), ""))
+        edit = Edit(
+            {field.name: field.value for field in modifier.set},
+            {field.name: field.value for field in modifier.add},
+            modifier.remove,
+        )
+        names = [*(field.name for field in (*modifier.set, *modifier.add)), *modifier.remove]
+        for twice in {name for name in names if names.count(name) > 1}:
+            self._wrong(where, f"there is more than one edit of {twice!r}")
+        if where:
+            self.places.setdefault("spec.policies.headers", where)
+            self.places[f"spec.policies.headers.{name.partition('_')[0]}"] = where
+        return edit if self._checked(Headers, edit, where) is not None else Edit()
+
+    def _timeout(self, timeouts: Timeouts) -> Iterator[Timeout]:
+        where = f"{self._path}.timeouts"
+        request, attempt = (
+            duration(text) or None if text is not None else None
+            for text in (timeouts.request, timeouts.backend_request)
+        )
+        if request is not None and attempt is not None and attempt > request:
+            self._wrong(f"{where}.backendRequest", "an attempt cannot take longer than the whole request")
+        self.places["spec.policies.timeout"] = where
+        self.places["spec.policies.timeout.request"] = f"{where}.request"
+        self.places["spec.policies.timeout.perTry"] = f"{where}.backendRequest"
+        if request is not None or attempt is not None:
+            yield Timeout(request, attempt)
+
+    def _moved(self, modifier: PathModifier | None, matches: Sequence[Match], where: str) -> dict[str, str]:
+        """Returns the key of a Rewrite or Redirect that a path modifier stands for."""
+        if modifier is None:
+            return {}
+        full, prefix = modifier.replace_full_path, modifier.replace_prefix_match
+        if modifier.type == "ReplaceFullPath" and full is not None and prefix is None:
+            return {"path": full}
+        if modifier.type == "ReplacePrefixMatch" and prefix is not None and full is None:
+            if len(matches) != 1 or matches[0].path.prefix is None:
+                self._wrong(where, "ReplacePrefixMatch takes exactly one match, of type PathPrefix")
+            return {"prefix": self._text("path", prefix or "/", where)}
+        self._wrong(where, f"{modifier.type} has the one key of its name beside type")
+        return {}
+
+    def _text(self, kind: str, text: str, path: str) -> str:
+        """Returns a text as a format of Routes reads it."""
+        return str(self._checked(FORMATS[kind].parse, text, path) or text)
+
+    def _checked(self, check: Callable[[Any], Any], value: Any, path: str) -> Any:
+        try:
+            return check(value)
+        except ValueError as error:
+            return self._wrong(path, str(error))
+
+    def _wrong(self, path: str, message: str) -> None:
+        note(self._problems, self._resource, path, message)
