@@ -204,6 +204,10 @@ def test_a_reference_to_a_document_with_a_mistake_is_no_second_mistake(tmp_path)
             (SIDECAR, route("r", "{rewrite: {prefix: /a}, matches: [{}, {path: {exact: /b}}]}")),
             "a.yaml:12: spec.rewrite.prefix: matches[1] has no path prefix to replace",
         ),
+        (
+            (SIDECAR, route("r", "{redirect: {prefix: /a}, matches: [{path: {exact: /b}}]}")),
+            "a.yaml:12: spec.redirect.prefix: matches[0] has no path prefix to replace",
+        ),
         ((SIDECAR, route("r", "{redirect: {host: a}, rewrite: {path: /}}")), "there is no upstream to rewrite for"),
         (
             (SIDECAR, route("r", "{matches: [{path: {prefix: /a/../b}}]}")),

@@ -126,6 +126,22 @@ def test_a_redirect_to_a_host_and_a_path(sidecar: StartSidecar) -> None:
     assert "/moved" in answer["location"]
 
 
+@pytest.mark.parametrize(
+    ("prefix", "matched", "target", "path"),
+    [
+        ("/new", "/old", "/old/a?c=d", "/new/a?c=d"),
+        ("/new/", "/old/", "/old", "/new"),
+        ("/", "/old", "/old", "/"),
+        ("/new", "/caf%c3%a9", "/caf%C3%A9/a", "/new/a"),
+    ],
+)
+def test_a_redirect_replaces_the_prefix_that_matched(
+    prefix: str, matched: str, target: str, path: str, sidecar: StartSidecar
+) -> None:
+    answer = _location({"prefix": prefix}, target, sidecar, matches=[{"path": {"prefix": matched}}])
+    assert (answer.status, answer["location"]) == (302, f"http://shop.example:8080{path}")
+
+
 def test_a_direct_response_has_its_status_headers_and_body(sidecar: StartSidecar) -> None:
     direct = {"status": 418, "headers": {"X-Tea": "pot"}, "body": "short and stout"}
     answer = sidecar(route("tea", directResponse=direct)).get()

@@ -186,6 +186,20 @@ def test_istio(play: Play, serve: StartServer, tmp_path: Path) -> None:
     assert {status for (who, _), status in asked.items() if who == "orders"} == {403}
 
 
+def test_gateway_api(play: Play, serve: StartServer) -> None:
+    app, new, payments = serve(), serve(), serve()
+    proxy = play("gateway-api", app.address, {"orders-v2": new.address, "payments": payments.address})
+    assert proxy.get("/v1/orders", "orders", x_canary="always").status == 200
+    assert (len(app.requests), len(new.requests)) == (0, 1)
+    moved = proxy.get("/old/7?full=1", "orders.shop.svc")
+    assert (moved.status, moved["location"]) == (301, "http://orders.shop.svc/v1/7?full=1")
+    with Client(proxy.outbound) as client:
+        assert client.get("/charges/7", "payments.shop.svc:80", x_debug="1").status == 200
+        assert client.get("/accounts", "payments").status == 404
+    (request,) = payments.requests
+    assert (request.target, request["x-from"], "x-debug" in request) == ("/v2/charges/7", "orders", False)
+
+
 def test_shadow_rollout(play: Play, serve: StartServer) -> None:
     app = serve()
     proxy = play("shadow-rollout", app.address)
