@@ -170,6 +170,13 @@ def test_a_rewrite_changes_the_path_that_the_app_gets(
     assert app.requests[0].target == expected
 
 
+def test_a_rewrite_replaces_a_prefix_that_is_spelled_in_another_way(sidecar: StartSidecar, serve: StartServer) -> None:
+    app = serve()
+    proxy = sidecar(route("old", matches=[path(prefix="/café")], rewrite={"prefix": "/new"}), app=app.address)
+    assert proxy.get("/caf%c3%a9/a").status == 200
+    assert app.requests[0].target == "/new/a"
+
+
 def test_a_rewrite_changes_the_host(sidecar: StartSidecar, serve: StartServer) -> None:
     app = serve()
     proxy = sidecar(route("all", rewrite={"host": "inner.example"}), app=app.address)

@@ -188,7 +188,9 @@ def test_istio(play: Play, serve: StartServer, tmp_path: Path) -> None:
 
 def test_gateway_api(play: Play, serve: StartServer) -> None:
     app, new, payments = serve(), serve(), serve()
-    proxy = play("gateway-api", app.address, {"orders-v2": new.address, "payments": payments.address})
+    server, port = _serve(_Ledger())
+    places = {"orders-v2": new.address, "payments": payments.address, "ledger.bank": ("127.0.0.1", port)}
+    proxy = play("gateway-api", app.address, places)
     assert proxy.get("/v1/orders", "orders", x_canary="always").status == 200
     assert (len(app.requests), len(new.requests)) == (0, 1)
     moved = proxy.get("/old/7?full=1", "orders.shop.svc")
@@ -198,6 +200,18 @@ def test_gateway_api(play: Play, serve: StartServer) -> None:
         assert client.get("/accounts", "payments").status == 404
     (request,) = payments.requests
     assert (request.target, request["x-from"], "x-debug" in request) == ("/v2/charges/7", "orders", False)
+    options = [("grpc.default_authority", "ledger.bank.svc:50051")]
+    try:
+        with grpc.insecure_channel(f"127.0.0.1:{proxy.outbound[1]}", options) as channel:
+            with pytest.raises(grpc.RpcError) as first:
+                channel.unary_unary("/bank.Ledger/List")(b"hello", timeout=5)
+            assert first.value.details() == "warming up"
+            assert channel.unary_unary("/bank.Ledger/List")(b"hello", timeout=5) == b"hello"
+            with pytest.raises(grpc.RpcError) as unknown:
+                channel.unary_unary("/bank.Other/List")(b"", timeout=5)
+            assert unknown.value.code() == grpc.StatusCode.UNIMPLEMENTED
+    finally:
+        server.stop(None)
 
 
 def test_shadow_rollout(play: Play, serve: StartServer) -> None:
@@ -272,12 +286,17 @@ class _Ledger(grpc.GenericRpcHandler):  # type: ignore[misc]
         return grpc.unary_unary_rpc_method_handler(answer)
 
 
-def test_grpc(play: Play) -> None:
-    ledger = _Ledger()
+def _serve(ledger: _Ledger) -> tuple[grpc.Server, int]:
     server = grpc.server(ThreadPoolExecutor(4), handlers=[ledger], options=[("grpc.so_reuseport", 0)])
     port = free_port()
     server.add_insecure_port(f"127.0.0.1:{port}")
     server.start()
+    return server, port
+
+
+def test_grpc(play: Play) -> None:
+    ledger = _Ledger()
+    server, port = _serve(ledger)
     try:
         proxy = play("grpc", upstreams={"ledger": ("127.0.0.1", port)}, app=("127.0.0.1", free_port()))
         with grpc.insecure_channel(f"127.0.0.1:{proxy.inbound[1]}") as channel:

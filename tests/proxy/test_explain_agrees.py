@@ -64,6 +64,30 @@ spec:
     - to: [{operation: {methods: [PUT], notPaths: ["/v1*"]}}]
     - from: [{source: {namespaces: [lost]}}]
 """
+GATEWAY = """---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: ours, namespace: shop}
+spec:
+  parentRefs: [{group: "", kind: Service, name: orders}, {group: "", kind: Service, name: c, namespace: org}]
+  rules:
+    - matches: [{path: {value: /ab}, headers: [{name: x, value: "1"}]}, {method: PUT}]
+      filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: y, value: "3"}], remove: [x]}}]
+      backendRefs: [{name: orders, weight: 0}, {name: one}]
+    - matches: [{queryParams: [{name: q, value: "[12]", type: RegularExpression}]}]
+      filters:
+        - type: RequestRedirect
+          requestRedirect: {scheme: https, path: {type: ReplacePrefixMatch, replacePrefixMatch: /new}}
+    - matches: [{path: {value: /v1}, headers: [{name: y, value: "2"}]}]
+      filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /}}}]
+      timeouts: {request: 1s, backendRequest: 500ms}
+      backendRefs: [{name: two}]
+---
+apiVersion: l7proxy.io/v1
+kind: Upstream
+metadata: {name: orders}
+spec: {endpoints: [10.0.2.1:80]}
+"""
 NAMES = st.sampled_from(["guest", "shop", "lost", "ops"])
 QUESTIONS = st.builds(
     Question,
@@ -173,11 +197,11 @@ def lasting(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> list[Model]:
-    return [model(tmp_path_factory.mktemp("agree"), *more) for more in ((), (ISTIO,))]
+    return [model(tmp_path_factory.mktemp("agree"), *more) for more in ((), (ISTIO,), (GATEWAY,))]
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-@given(st.lists(QUESTIONS, min_size=100, max_size=100), st.integers(0, 1))
+@given(st.lists(QUESTIONS, min_size=100, max_size=100), st.integers(0, 2))
 def test_explain_agrees_with_the_live_configuration(models: list[Model], questions: list[Question], which: int) -> None:
     """Route, verdict, upstream and what it is sent, for 10,000 requests."""
     asyncio.run(compare(models[which], questions))
