@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from l7proxy.config.model import Part, Text, doc
-from l7proxy.core.fields import HeaderName, HeaderValue, Host, HostPattern, Method, PathText
+from l7proxy.core.fields import HeaderName, HeaderValue, Host, HostPattern, PathText
 
 Port = Annotated[int, Meta(ge=1, le=65535)]
 Kind = Literal["Exact", "RegularExpression"]
+HTTPMethod = Literal["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"]
 # GEP-2257
 Span = Annotated[
     str, Meta(pattern="^([0-9]{1,5}(h|m|s|ms)){1,4}$", extra={"meant": "a duration like 500ms, 10s or 1h30m"})
@@ -52,7 +53,7 @@ class HTTPRouteMatch(Part, frozen=True):
     path: Annotated[HTTPPathMatch, doc("The path.")] = HTTPPathMatch()
     headers: Annotated[tuple[FieldMatch, ...], doc("Header fields.")] = ()
     query_params: Annotated[tuple[FieldMatch, ...], doc("Query parameters.")] = ()
-    method: Annotated[Method | None, doc("The method; by default any.")] = None
+    method: Annotated[HTTPMethod | None, doc("The method; by default any.")] = None
 
 
 class GRPCMethodMatch(Part, frozen=True):

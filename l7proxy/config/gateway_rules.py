@@ -28,12 +28,11 @@ from l7proxy.filters.authorizer import check_header
 from l7proxy.filters.headers import Edit, Headers
 from l7proxy.filters.timeout import Timeout
 
-_FILTERS = {
+_GRPC_FILTERS = {
     "RequestHeaderModifier": "request_header_modifier",
     "ResponseHeaderModifier": "response_header_modifier",
-    "RequestRedirect": "request_redirect",
-    "URLRewrite": "url_rewrite",
 }
+_HTTP_FILTERS = {**_GRPC_FILTERS, "RequestRedirect": "request_redirect", "URLRewrite": "url_rewrite"}
 _PATHS: dict[str, Literal["exact", "prefix", "regex"]] = {
     "Exact": "exact",
     "PathPrefix": "prefix",
@@ -177,7 +176,7 @@ class RuleReader:
 
     def _filters(self) -> dict[str, tuple[Any, str]]:
         """Returns the block of each filter and where it stands."""
-        known = _FILTERS if isinstance(self._rule, HTTPRouteRule) else dict(list(_FILTERS.items())[:2])
+        known = _HTTP_FILTERS if isinstance(self._rule, HTTPRouteRule) else _GRPC_FILTERS
         found: dict[str, tuple[Any, str]] = {}
         for number, entry in enumerate(self._rule.filters):
             where = f"{self._path}.filters[{number}]"

@@ -356,6 +356,7 @@ def matching(**match: Any) -> dict[str, Any]:
             "one of Exact, Regular",
         ),
         (matching(queryParams=[{"name": "a", "value": "1"}] * 2), "name: a", "on 'a' already"),
+        (matching(method="get"), "- method: get", "matches[0].method: must be one of CONNECT, DELETE, GET"),
         (matching(method="CONNECT"), "- method: CONNECT", "CONNECT opens a tunnel"),
         (matching(path={"valu": "/"}), "valu: /", "unknown key; did you mean 'value'?"),
         (
