@@ -5,7 +5,7 @@ import http.client
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 import msgspec
@@ -20,6 +20,7 @@ TIMEOUT = 30.0
 """Seconds that an answer may take; a sidecar that is under load answers operators all the same."""
 
 Fields = Sequence[tuple[str, str]]
+T = TypeVar("T")
 
 
 class NoAnswer(Exception):
@@ -92,10 +93,10 @@ class Sidecar:
     def __init__(self, address: str) -> None:
         self.address = address
 
-    def get(self, path: str, query: Fields = ()) -> Any:
-        """Returns what is answered, read as JSON. Raises NoAnswer."""
+    def get(self, path: str, kind: type[T], query: Fields = ()) -> T:
+        """Returns what is answered, read as JSON of this kind. Raises NoAnswer."""
         with self._asked(path, query) as response:
-            return msgspec.json.decode(response.read())
+            return msgspec.json.decode(response.read(), type=kind)
 
     def lines(self, path: str, query: Fields = ()) -> Iterator[bytes]:
         """Yields the lines of an answer as they come. Raises NoAnswer, also when none comes for `TIMEOUT`."""
@@ -130,7 +131,7 @@ class Sidecar:
     def _silence(self, error: Exception, begun: bool) -> str:
         if isinstance(error, TimeoutError):
             return f"what listens at {self.address} does not answer"
-        if begun:
+        if begun and not isinstance(error, msgspec.DecodeError):
             return self.gone()
         if isinstance(error, OSError):
             return (

@@ -7,6 +7,7 @@ import sys
 import time
 from itertools import zip_longest
 
+from l7proxy.admin.answers import Active, Metric
 from l7proxy.cli import asking
 from l7proxy.cli.asking import NoAnswer, Sidecar
 from l7proxy.cli.red import NAMES, Reading, Red
@@ -51,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
 
 def read(sidecar: Sidecar) -> Reading:
     """Asks for all that a table is made of."""
-    stats = sidecar.get("/stats", [("name", name) for name in NAMES])
-    return Reading(time.monotonic(), stats, sidecar.get("/requests"))
+    stats = sidecar.get("/stats", dict[str, Metric], [("name", name) for name in NAMES])
+    return Reading(time.monotonic(), stats, sidecar.get("/requests", list[Active]))
 
 
 def report(sidecar: Sidecar, before: Reading, now: Reading, height: int | None = None) -> list[str]:

@@ -51,12 +51,12 @@ def run(args: argparse.Namespace) -> int:
             for number, why in enumerate(accounts):
                 _print([why], args.json, number > 0)
         elif args.id is not None:
-            found = msgspec.convert(sidecar.get("/why", [("id", args.id)]), list[Why])
+            found = sidecar.get("/why", list[Why], [("id", args.id)])
             if not found:
                 raise NoAnswer(f"the sidecar at {sidecar.address} remembers no request {args.id}")
             _print(found, args.json)
         else:
-            for failed in msgspec.convert(sidecar.get("/failures"), list[Record]):
+            for failed in sidecar.get("/failures", list[Record]):
                 print(msgspec.json.encode(failed).decode() if args.json else printable(_listed(failed)))
 
     return asking.ask("why", args, work)
@@ -75,7 +75,7 @@ def _of(sidecar: Sidecar, given: str) -> Iterator[Why]:
     """Lets a sidecar account for lines."""
     for text in _lines(given):
         _read(text)
-        yield msgspec.convert(sidecar.get("/why/line", [("line", text)]), Why)
+        yield sidecar.get("/why/line", Why, [("line", text)])
 
 
 def _against(paths: list[str], given: str) -> Iterator[Why]:

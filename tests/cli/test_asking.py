@@ -101,6 +101,14 @@ def test_another_server_is_not_taken_for_a_sidecar(stranger: Address) -> None:
     assert err == f"l7proxy top: what answers at {text(stranger)} is no admin API of l7proxy: 501 for /stats\n"
 
 
+def test_json_of_another_server_is_not_taken_for_a_sidecar(uvicorn_app: Address) -> None:
+    assert l7proxy(*QUICK, "--admin", text(uvicorn_app)) == (
+        1,
+        "",
+        f"l7proxy top: what answers at {text(uvicorn_app)} is no admin API of l7proxy\n",
+    )
+
+
 def test_a_configuration_without_an_address_says_so(tmp_path: Path) -> None:
     config = tmp_path / "a.yaml"
     for spec, message in (

@@ -23,7 +23,7 @@ from packaging.version import Version
 from l7proxy import __version__
 from tests.container.image import BUILD, FINAL, ROOT, Container, make
 from tests.support.client import Client
-from tests.support.net import Address, accepts, free_address, wait_for
+from tests.support.net import Address, accepts, free_address, turn, wait_for
 
 HADOLINT = Path(sys.executable).parent / "hadolint"
 
@@ -159,12 +159,14 @@ def start(image: Path, tmp_path: Path, config: Path) -> Iterator[Start]:
             container.process.wait_until(lambda: accepts(HEALTH) and get(HEALTH, "/ready") == 200, 60)
         return container
 
-    yield run
-    for container in running:
-        if container.process.popen.poll() is None:
-            if container.first:
-                os.kill(container.first, signal.SIGKILL)
-            container.process.popen.wait(10)
+    # The image's health check, and what it asks of the admin API, leave no choice of ports.
+    with turn("default-ports"):
+        yield run
+        for container in running:
+            if container.process.popen.poll() is None:
+                if container.first:
+                    os.kill(container.first, signal.SIGKILL)
+                container.process.popen.wait(10)
 
 
 def get(address: Address, path: str) -> int:

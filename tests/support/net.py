@@ -4,14 +4,16 @@ import itertools
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 Address = tuple[str, int]
 T = TypeVar("T")
 
-# Below the kernel's ephemeral range, or an outgoing connection of another test could take the port first. Each process
-# takes one block, so that test processes side by side never pick the same port.
-_FIRST, _BLOCK, _BLOCKS = 12_000, 1_000, 20
+# Below the kernel's ephemeral range, or an outgoing connection of another test could take the port first; above the
+# sidecar's own defaults, which some tests want. Each process takes one block, so that test processes side by side never
+# pick the same port.
+_FIRST, _BLOCK, _BLOCKS = 16_000, 1_000, 16
 _ports: Iterator[int] | None = None
 _lock: socket.socket | None = None
 
@@ -51,6 +53,23 @@ def _own_block() -> range:
 def free_address() -> Address:
     """Returns ("127.0.0.1", a free port)."""
     return "127.0.0.1", free_port()
+
+
+@contextmanager
+def turn(name: str, timeout: float = 300.0) -> Iterator[None]:
+    """Lets one test process at a time into the blocks of one name: for ports, say, that are not ours to choose."""
+
+    def taken() -> socket.socket | None:
+        lock = socket.socket(socket.AF_UNIX)
+        try:
+            lock.bind(f"\0l7proxy-test-{name}")
+        except OSError:
+            lock.close()
+            return None
+        return lock
+
+    with wait_for(taken, timeout, f"{name} was never free"):
+        yield
 
 
 def wait_for(what: Callable[[], T | None], timeout: float = 10.0, message: str | Callable[[], str] = "") -> T:
