@@ -81,7 +81,7 @@ async def leftovers(*requests: bytes) -> Counter[str]:
                 gc.set_debug(gc.DEBUG_SAVEALL)
             for _ in range(TIMES):
                 await loop.create_connection(lambda: Client(requests), *address)
-            for _ in range(100):
+            for _ in range(1000):
                 await asyncio.sleep(0.02)
                 if listener.accepted.value == rounds * TIMES and not listener.connections and not control.live.active:
                     break

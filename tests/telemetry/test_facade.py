@@ -15,6 +15,7 @@ from l7proxy.telemetry.facade import Telemetry, resource
 from l7proxy.telemetry.log import Log
 from l7proxy.telemetry.metrics import SERVER
 from l7proxy.telemetry.process import open_descriptors
+from tests.support.net import wait_for
 from tests.telemetry.requests import finished
 
 
@@ -61,12 +62,18 @@ def test_the_resource_is_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_descriptors_memory_and_cpu_are_those_of_the_process(telemetry: Telemetry) -> None:
     stats = telemetry.stats
-    before = value(stats, "process_open_fds")
-    assert before == len(os.listdir("/proc/self/fd")) - 1
-    opened = [os.open("/dev/null", os.O_RDONLY) for _ in range(10)]
-    assert value(stats, "process_open_fds") == before + 10
-    for descriptor in opened:
-        os.close(descriptor)
+
+    def descriptors_are_counted() -> bool:
+        before = value(stats, "process_open_fds")
+        listed = len(os.listdir("/proc/self/fd")) - 1
+        opened = [os.open("/dev/null", os.O_RDONLY) for _ in range(10)]
+        after = value(stats, "process_open_fds")
+        for descriptor in opened:
+            os.close(descriptor)
+        return (before, after) == (listed, listed + 10)
+
+    # What other tests have left to threads and to the garbage collector may be closed meanwhile.
+    wait_for(descriptors_are_counted)
     memory = value(stats, "process_resident_memory_bytes")
     block = b"x" * (64 << 20)
     assert value(stats, "process_resident_memory_bytes") - memory > 32 << 20
