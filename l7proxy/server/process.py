@@ -131,8 +131,6 @@ class Handover:
 
     def complete(self, endings: Endings, log: Log) -> None:
         """This process serves: its predecessor may go, and a successor may come."""
-        if self._predecessor is not None:
-            self._predecessor.relieve()
 
         def taken(pid: int) -> None:
             log("info", "taken over", by=pid)
@@ -141,6 +139,9 @@ class Handover:
 
         if self._path is not None:
             self._offer = Offer(self._path, self._sockets, self._addresses, taken)
+        # Only now: the predecessor removes its own offer from the path, and must find ours there.
+        if self._predecessor is not None:
+            self._predecessor.relieve()
 
     def close(self) -> None:
         """Nobody can take over any more."""
