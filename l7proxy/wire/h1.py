@@ -8,6 +8,7 @@ import re
 from copy import copy
 from enum import Enum
 from http import HTTPStatus
+from operator import itemgetter
 from typing import Any, Final, cast
 
 from l7proxy.core.headers import Headers
@@ -34,6 +35,15 @@ _REQUEST_LINE = re.compile(rb"(" + TOKEN + rb"{1,32}) " + _TARGET + rb" HTTP/1\.
 _RESPONSE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [^\x00-\x08\x0a-\x1f\x7f]*)?\r\n" + FIELDS)
 _SECTION = re.compile(FIELDS)
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,16})(;[^\x00-\x08\x0a-\x1f\x7f]*)?\r\n")
+# Chunks of 1 to 15 bytes are read in runs, at a quarter of what they cost one by one.
+_TINY = b"|".join(b"[%x%X]\r\n.{%d}\r\n" % (size, size, size) for size in range(1, 16))
+_TINY_CHUNK = re.compile(_TINY, re.DOTALL)
+_TINY_CHUNKS = re.compile(b"(?:%b)++" % _TINY, re.DOTALL)
+_TINY_DATA = itemgetter(slice(3, -2))
+_TINY_RUN = 1024
+"""Bytes of one run, so that a budget is not exceeded by much."""
+_MAX_CHUNKS = 512
+"""Chunks that are read in one turn of the event loop, give or take a run."""
 _SCHEME = re.compile(rb"(https?)://([^/?#@]*)([/?].*)?", re.IGNORECASE | re.DOTALL)
 _VERSION = re.compile(rb"HTTP/[0-9]\.[0-9]")
 _EMPTY_STARTS = (b"\r", b"")
@@ -83,31 +93,49 @@ class _Reader:
         self.limits = limits
         self._request = request
         self._buffer = b""
+        self._at = 0
+        """Where in the buffer the bytes begin that were not made into events yet."""
         self._remaining = 0
         self._chunked = False
         self._chunk_line = False
         self._chunk_end = False
+        self.over_budget = False
+        """Whether `body` stopped before the end of the buffer: it may be called again in another turn of the loop."""
         self.trailers: Headers | None = None
         self._seen = 0
         """Bytes of an incomplete section that were looked at, so that one in single bytes costs linear time."""
 
     def feed(self, data: bytes) -> None:
         """Adds bytes that arrived."""
-        self._buffer = self._buffer + data if self._buffer else data
+        self._buffer = self._buffer[self._at :] + data if self._buffer else data
+        self._at = 0
 
     @property
     def buffered(self) -> int:
         """Bytes that were fed and not yet made into events."""
-        return len(self._buffer)
+        return len(self._buffer) - self._at
 
     def take_rest(self) -> bytes:
         """Gives up all buffered bytes, as the first of a tunnel."""
-        rest, self._buffer = self._buffer, b""
+        rest = self._rest()
+        self._advance(len(self._buffer))
         return rest
 
-    def _still_open(self, section: bytes) -> bool:
+    def _rest(self) -> bytes:
+        """Returns the bytes that were not made into events yet."""
+        return self._buffer[self._at :] if self._at else self._buffer
+
+    def _advance(self, at: int) -> None:
+        """Moves on to `at`, and lets go of a buffer that is used up."""
+        if at < len(self._buffer):
+            self._at = at
+        else:
+            self._buffer = b""
+            self._at = 0
+
+    def _still_open(self) -> bool:
         """Tells whether a section that was incomplete at the last look certainly still is."""
-        return section.find(b"\r\n\r\n", max(self._seen - 3, 0)) < 0
+        return self._buffer.find(b"\r\n\r\n", self._at + max(self._seen - 3, 0)) < 0
 
     def _check_new(self, section: bytes) -> None:
         """Raises for bytes that no head holds, among those that came since the last look."""
@@ -128,15 +156,14 @@ class _Reader:
     def whole(self) -> bytes | None:
         """Returns the body and passes its end when all of it is there and its length was said, else None."""
         size = self._remaining
+        at = self._at
+        end = at + size
         buffer = self._buffer
-        if size <= 0 or len(buffer) < size:
+        if size <= 0 or len(buffer) < end:
             return None
         self._remaining = 0
-        if len(buffer) == size:
-            self._buffer = b""
-            return buffer
-        self._buffer = buffer[size:]
-        return buffer[:size]
+        self._advance(end)
+        return buffer if not at and len(buffer) == end else buffer[at:end]
 
     def body(self) -> bytes | End | None:
         """Returns the next body bytes, END after the last, or None when more bytes must be fed. Raises Malformed."""
@@ -145,24 +172,26 @@ class _Reader:
         remaining = self._remaining
         if remaining == 0:
             return END
-        data = self._buffer
+        data = self._rest()
         if not data:
             return None
         if remaining == UNTIL_CLOSE:
-            self._buffer = b""
+            self._advance(len(self._buffer))
             return data
-        if len(data) <= remaining:
-            self._buffer = b""
-        else:
-            self._buffer = data[remaining:]
+        if len(data) > remaining:
             data = data[:remaining]
+        self._advance(self._at + len(data))
         self._remaining = remaining - len(data)
         return data
 
     def _chunks(self) -> bytes | End | None:
-        """Takes all the chunk data that is there (RFC 9112 7.1)."""
+        """Takes the chunk data that is there (RFC 9112 7.1), up to a number of chunks: tiny ones cost as much as big.
+
+        What is left then waits for another turn of the event loop, for which others wait too (`over_budget`).
+        """
         buffer = self._buffer
-        at = 0
+        at = self._at
+        self.over_budget = False
         parts: list[bytes] = []
         try:
             while True:
@@ -186,6 +215,13 @@ class _Reader:
                     self._chunk_end = False
                     self._chunk_line = True
                 if self._chunk_line:
+                    if len(parts) >= _MAX_CHUNKS:
+                        self.over_budget = at < len(buffer)
+                        break
+                    if run := _TINY_CHUNKS.match(buffer, at, at + _TINY_RUN):
+                        parts += map(_TINY_DATA, _TINY_CHUNK.findall(buffer, at, run.end()))
+                        at = run.end()
+                        continue
                     match = _CHUNK.match(buffer, at)
                     if match is None:
                         self._check_partial_chunk_line(buffer, at)
@@ -200,7 +236,8 @@ class _Reader:
                 # The last chunk has been read: what follows is the trailer section.
                 if parts:
                     break
-                if self._seen and self._still_open(buffer) and not buffer.startswith(b"\r\n"):
+                self._at = at
+                if self._seen and self._still_open() and not buffer.startswith(b"\r\n", at):
                     match = None
                 else:
                     match = _SECTION.match(buffer, at)
@@ -212,7 +249,7 @@ class _Reader:
                 self.trailers = trailers_of(match[1], self.limits, self._request) if match[1] else None
                 return END
         finally:
-            self._buffer = buffer[at:] if at else buffer
+            self._advance(at)
         if parts:
             return parts[0] if len(parts) == 1 else b"".join(parts)
         return None
@@ -254,16 +291,18 @@ class RequestReader(_Reader):
     def head(self) -> RequestHead | None:
         """Returns the next head, or None when more bytes must be fed. Raises Malformed, after which all is lost."""
         buffer = self._buffer
+        at = self._at
         # RFC 9112 2.2: empty lines before the request line are ignored, in however many pieces they come.
-        if buffer[:1] in _EMPTY_STARTS:
-            if empty := _EMPTY_LINES.match(buffer):
-                self._buffer = buffer = buffer[empty.end() :]
-            if not buffer or buffer == b"\r":
+        if buffer[at : at + 1] in _EMPTY_STARTS:
+            if empty := _EMPTY_LINES.match(buffer, at):
+                self._advance(empty.end())
+                buffer, at = self._buffer, self._at
+            if not buffer or buffer[at:] == b"\r":
                 return None
         limits = self.limits
-        line = None if self._seen and self._still_open(buffer) else _REQUEST_LINE.match(buffer)
+        line = None if self._seen and self._still_open() else _REQUEST_LINE.match(buffer, at)
         if line is None:
-            self._refuse_or_wait(buffer)
+            self._refuse_or_wait(self._rest())
             return None
         method, target, minor = line.groups()
         if len(target) > limits.target:
@@ -276,18 +315,18 @@ class RequestReader(_Reader):
             and target[0] == 47  # "/"
             and method != b"CONNECT"
             and minor == b"1"
-            and (end := start + len(self._fields)) <= limits.head
+            and (end := start + len(self._fields)) - at <= limits.head
         ):
             head: RequestHead = cast(Any, repeated).__copy__()
             head.headers = repeated.headers.copy()
         else:
             fields = _SECTION.match(buffer, start)
-            if fields is None or (end := fields.end()) > limits.head:
-                self._refuse_or_wait(buffer)
+            if fields is None or (end := fields.end()) - at > limits.head:
+                self._refuse_or_wait(self._rest())
                 return None
             head = self._interpret(fields[1], method, target, 1 if minor == b"1" else 0)
         self._seen = 0
-        self._buffer = buffer[end:] if end < len(buffer) else b""
+        self._advance(end)
         head.method = method
         if target[0] == 47:
             head.target = target
@@ -379,27 +418,28 @@ class ResponseReader(_Reader):
         buffer = self._buffer
         if not buffer:
             return None
-        end = buffer.find(b"\r\n\r\n") + 4
-        known = self._known.get(buffer[:end]) if end <= _MAX_KNOWN else None
+        at = self._at
+        end = buffer.find(b"\r\n\r\n", at) + 4
+        known = self._known.get(buffer[at:end]) if end - at <= _MAX_KNOWN else None
         if known is not None and method != b"HEAD" and method != b"CONNECT":
-            self._buffer = buffer[end:] if end < len(buffer) else b""
+            self._advance(end)
             self._seen = 0
             head: ResponseHead = cast(Any, known).__copy__()
             head.headers = known.headers.copy()
             if head.size:
                 self._begin_body(head.size)
             return head
-        match = None if self._seen and self._still_open(buffer) else _RESPONSE.match(buffer)
-        if match is None or match.end() > self.limits.head:
+        match = None if self._seen and self._still_open() else _RESPONSE.match(buffer, at)
+        if match is None or match.end() - at > self.limits.head:
             try:
-                self._refuse_or_wait(buffer)
+                self._refuse_or_wait(self._rest())
             except Malformed as error:
                 raise Malformed(error.reason, "upstream_protocol") from None
             return None
         self._seen = 0
         minor_digit, status_digits, block = match.groups()
         end = match.end()
-        self._buffer = buffer[end:] if end < len(buffer) else b""
+        self._advance(end)
         head = ResponseHead(1 if minor_digit == b"1" else 0, [])
         try:
             interpret(head, block, self.limits)
@@ -420,12 +460,12 @@ class ResponseReader(_Reader):
         if size:
             head.size = size
             self._begin_body(size)
-        if end <= _MAX_KNOWN and method != b"HEAD" and method != b"CONNECT":
+        if end - at <= _MAX_KNOWN and method != b"HEAD" and method != b"CONNECT":
             if len(self._known) >= _MAX_HEADS:
                 self._known.clear()
             kept = copy(head)
             kept.headers = head.headers.copy()
-            self._known[buffer[:end]] = kept
+            self._known[buffer[at:end]] = kept
         return head
 
     def body(self) -> bytes | End | None:
