@@ -60,6 +60,7 @@ class Lab:
         (www / "bench.Echo").mkdir(parents=True)
         for name, size in SIZES.items():
             (www / name).write_bytes(b"x" * size)
+        (www / "1m").write_bytes(b"x" * 2**20)
         (www / "bench.Echo" / "Unary").write_bytes(GRPC_REQUEST)
         (self.folder / "grpc-request").write_bytes(GRPC_REQUEST)
         values: dict[str, str | int | bool] = {

@@ -13,12 +13,13 @@ from urllib.parse import quote
 from l7proxy.config.load import load
 from l7proxy.config.model import Model
 from l7proxy.core.address import end_of
+from l7proxy.core.buffers import BufferAccount, BufferPool
 from l7proxy.core.exchange import Exchange
 from l7proxy.core.headers import HOP_BY_HOP, Headers, find, find_all, tokens
 from l7proxy.core.message import Body
 from l7proxy.core.peer import ANONYMOUS, Peer
 from l7proxy.core.stats import Stats
-from l7proxy.core.stream import HIGH_WATER, Stream
+from l7proxy.core.stream import Stream
 from l7proxy.identity.peer import peer_of
 from l7proxy.identity.refusal import Refused
 from l7proxy.proxy.app import make_app
@@ -92,7 +93,7 @@ class ForeignExchange:
     destination: tuple[str, int] | None = None
     serves: Callable[[bytes], bool] | None = None
 
-    def __init__(self, scope: Scope, body: Body, send: Send) -> None:
+    def __init__(self, scope: Scope, body: Body, send: Send, account: BufferAccount) -> None:
         fields: Headers = list(scope["headers"])
         named = {token for value in find_all(fields, b"connection") for token in tokens(value)}
         self.method = scope["method"].encode("ascii")
@@ -104,6 +105,7 @@ class ForeignExchange:
         own = [(name, value) for name, value in fields if name != b"host" and name not in HOP_BY_HOP]
         self.headers = without_named(own, named)
         self.body = body
+        self.account = account
         self.extensions: dict[str, Any] = scope.get("extensions") or {}
         self.peer = _peer(self.extensions.get("tls"))
         self.client: tuple[str, int] | None = end_of(scope.get("client"))
@@ -137,7 +139,8 @@ async def foreign(serve: Serve, scope: Scope, receive: Receive, send: Send) -> N
         name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
         for name, value in scope["headers"]
     )
-    stream = Stream()
+    account = BufferAccount(BufferPool())
+    stream = Stream(account=account)
     main = asyncio.current_task()
     gone = False
 
@@ -156,13 +159,13 @@ async def foreign(serve: Serve, scope: Scope, receive: Receive, send: Send) -> N
             stream.feed(message.get("body", b""))
             if not message.get("more_body", False):
                 stream.end()
-            while stream.size > HIGH_WATER:
+            while stream.above_high_water:
                 room.clear()
                 await room.wait()
 
     listener = asyncio.get_running_loop().create_task(listen())
     try:
-        await serve(ForeignExchange(scope, b"" if none else stream, send))
+        await serve(ForeignExchange(scope, b"" if none else stream, send, account))
     except asyncio.CancelledError:
         if not gone:
             raise

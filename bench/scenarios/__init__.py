@@ -1,7 +1,7 @@
 """All scenarios, in the order in which they run."""
 
 from bench.compare import Scenario
-from bench.scenarios import cost, http1, http2, idle, operation, routes, rules, tls, websocket, why, workers
+from bench.scenarios import cost, hostile, http1, http2, idle, operation, routes, rules, tls, websocket, why, workers
 
 ALL: tuple[Scenario, ...] = (
     *http1.SCENARIOS,
@@ -15,4 +15,5 @@ ALL: tuple[Scenario, ...] = (
     *operation.SCENARIOS,
     *workers.SCENARIOS,
     *why.SCENARIOS,
+    *hostile.SCENARIOS,
 )

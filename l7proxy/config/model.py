@@ -271,8 +271,21 @@ class Limits(Part, frozen=True):
     ] = 20_000
     requests: Annotated[int, doc("Requests under way at a time (503 `overflow`).", ge=1)] = 20_000
     buffered: Annotated[
-        Size, doc("Bytes of bodies that wait for a slower reader, over all connections (503 `overflow`).", ge=65536)
+        Size,
+        doc(
+            "Bytes that all connections of one listener may hold while they wait for a slower reader; beyond it the "
+            "connection that holds the most is cut (`overflow`).",
+            ge=65536,
+        ),
     ] = 268435456
+    buffered_per_connection: Annotated[
+        Size,
+        doc(
+            "Bytes that one connection may hold; beyond it nothing more is read for it than it takes, and its new "
+            "requests wait.",
+            ge=65536,
+        ),
+    ] = 16777216
     http2: Annotated[Http2Limits, doc("Limits of HTTP/2.")] = Http2Limits()
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+from l7proxy.core.buffers import BufferAccount
 from l7proxy.core.headers import Headers
 from l7proxy.core.message import Body
 from l7proxy.core.peer import Peer
@@ -19,7 +20,8 @@ class Exchange(Protocol):
     request body (`bytes` when it arrived whole). `upgrade` is the protocol asked for, lower case: 101 as the status of
     `start` turns both bodies into a raw tunnel. `client` and `server` are addresses, `destination` is the one that the
     client dialled before a redirection, or None. `serves` tells whether a host may be asked for on this connection;
-    None is any. `extensions` are those of ASGI that the connection has (`tls`).
+    None is any. `extensions` are those of ASGI that the connection has (`tls`). `account` counts what the connection
+    holds in memory.
 
     A client that goes away cancels the task that serves it.
     """
@@ -37,6 +39,7 @@ class Exchange(Protocol):
     client: tuple[str, int] | None
     server: tuple[str, int] | None
     destination: tuple[str, int] | None
+    account: BufferAccount
 
     @property
     def serves(self) -> Callable[[bytes], bool] | None: ...

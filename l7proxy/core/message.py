@@ -5,6 +5,7 @@ from typing import Any, Union
 
 from msgspec import Struct
 
+from l7proxy.core.buffers import UNACCOUNTED, BufferAccount
 from l7proxy.core.headers import Headers
 from l7proxy.core.peer import ANONYMOUS, Peer
 from l7proxy.core.stream import Stream
@@ -40,6 +41,7 @@ class Request(Struct, weakref=False):
     each attempt. `tried` are the attempts that were followed by another one. `span_id` and `parent_id` are ours and our
     caller's in a trace that is not sampled; `undecided` tells that no caller said whether it is to be. `upgrade` is the
     protocol asked for (`websocket`), whose bytes follow in `body` once the answer is 101 (or 200 to a CONNECT).
+    `account` counts what the client's connection holds in memory.
     """
 
     method: bytes
@@ -63,6 +65,7 @@ class Request(Struct, weakref=False):
     trace: Any = None
     grpc: bool = False
     destination: tuple[str, int] | None = None
+    account: BufferAccount = UNACCOUNTED
     # The ledger: written on the way, read once at the end.
     request_id: bytes = b""
     trace_id: bytes = b""

@@ -4,22 +4,15 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
+from l7proxy.core.buffers import UNACCOUNTED, BufferAccount
 from l7proxy.core.headers import Headers
 
 HIGH_WATER = 256 * 1024
 """Bytes that a stream holds before its source should stop feeding; h2 sources count window credit instead."""
-
-
-class Held:
-    """The bytes that wait in this process for a reader: in streams, and in sockets whose peer reads slowly."""
-
-    __slots__ = ("size",)
-
-    def __init__(self) -> None:
-        self.size = 0
-
-
-held = Held()
+LOW_WATER = 16 * 1024
+"""The same for a connection that holds its share already, and for all while a listener is short of memory."""
+_SMALL = 1024
+"""Bytes below which a piece is joined with the one before it: each object of its own costs 33 bytes more."""
 
 
 class Stream:
@@ -29,7 +22,8 @@ class Stream:
     holds the trailer fields, if any. `consumed(n)` tells the source that the reader took n bytes; `closed()` that the
     reader gave up before the end. `wanted()`, if set, is called once when somebody first waits for bytes (that is when
     `100 Continue` is due). `total` counts the bytes
-    fed and `taken` those read; `source` is whatever must live as long as the stream.
+    fed and `taken` those read; `source` is whatever must live as long as the stream. `account` is that of the client's
+    connection, whichever direction the body has.
     """
 
     __slots__ = (
@@ -39,6 +33,7 @@ class Stream:
         "_waiter",
         "wanted",
         "_sink",
+        "account",
         "source",
         "size",
         "total",
@@ -49,7 +44,13 @@ class Stream:
         "trailers",
     )
 
-    def __init__(self, consumed: Callable[[int], None] | None = None, closed: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        consumed: Callable[[int], None] | None = None,
+        closed: Callable[[], None] | None = None,
+        account: BufferAccount = UNACCOUNTED,
+    ) -> None:
+        self.account = account
         self._chunks: deque[bytes] = deque()
         self._consumed = consumed
         self._closed = closed
@@ -83,9 +84,13 @@ class Stream:
             if self._consumed is not None:
                 self._consumed(size)
             return
-        self._chunks.append(data)
+        chunks = self._chunks
+        if size < _SMALL and chunks and len(chunks[-1]) < _SMALL:
+            chunks[-1] += data
+        else:
+            chunks.append(data)
         self.size += size
-        held.size += size
+        self.account.add(size)
         self._wake()
 
     def end(self, trailers: Headers | None = None) -> None:
@@ -150,11 +155,17 @@ class Stream:
         data = chunks.popleft() if len(chunks) == 1 else b"".join(chunks)
         chunks.clear()
         size, self.size = self.size, 0
-        held.size -= size
+        self.account.add(-size)
         self.taken += size
         if self._consumed is not None:
             self._consumed(size)
         return data
+
+    @property
+    def above_high_water(self) -> bool:
+        """Whether the source should stop feeding until somebody has read."""
+        size = self.size
+        return size > HIGH_WATER or (size > LOW_WATER and self.account.strained)
 
     @property
     def drained(self) -> bool:
@@ -167,7 +178,7 @@ class Stream:
         Who gives up in place of the reader names the `error` that the reader gets.
         """
         self._chunks.clear()
-        held.size -= self.size
+        self.account.add(-self.size)
         self.size = 0
         if not self.ended:
             self.failed = self.ended = True
@@ -177,7 +188,7 @@ class Stream:
                 self._closed()
 
     def __del__(self) -> None:
-        held.size -= self.size
+        self.account.add(-self.size)
 
     def _wake(self) -> None:
         waiter = self._waiter

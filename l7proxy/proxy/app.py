@@ -15,7 +15,7 @@ from l7proxy.core.errors import CODES, Cut, ProxyError, proxy_status
 from l7proxy.core.exchange import Exchange, Refusal
 from l7proxy.core.headers import Headers
 from l7proxy.core.message import Body, Request, Response
-from l7proxy.core.stream import Stream, held
+from l7proxy.core.stream import Stream
 from l7proxy.proxy.snapshot import Live, Route, Side, Snapshot, Target
 from l7proxy.proxy.trace import Decision, tell
 from l7proxy.telemetry.access import Entry, Mark, take_down
@@ -54,6 +54,7 @@ def make_app(live: Live, inbound: bool) -> Callable[[Exchange], Awaitable[None]]
         )
         request.t_start = started
         request.destination = exchange.destination
+        request.account = exchange.account
         live.active += 1
         if not inbound:
             live.outbound += 1
@@ -137,7 +138,7 @@ def make_app(live: Live, inbound: bool) -> Callable[[Exchange], Awaitable[None]]
 
 def _route(side: Side, request: Request, live: Live) -> Target:
     """Normalises the path and finds the route; raises ProxyError where there is none or the request is no good."""
-    if live.active > live.max_active or held.size > live.max_held:
+    if live.active > live.max_active:
         raise ProxyError("overflow", "too much is under way")
     raw = request.target
     if request.method == b"CONNECT":

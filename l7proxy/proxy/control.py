@@ -140,7 +140,9 @@ class Control:
         """Makes the snapshot live at once; the steps tell the metrics and let go of what only the last one used."""
         live, limits = self.live, snapshot.model.sidecar.spec.limits
         live.snapshot = snapshot
-        live.max_active, live.max_held = limits.requests, limits.buffered
+        live.max_active = limits.requests
+        for buffers in (live.inbound_buffers, live.outbound_buffers):
+            buffers.limit, buffers.share = limits.buffered, limits.buffered_per_connection
         rest = self._compiler.commit()
         self._version.value = int.from_bytes(blake2b(snapshot.version.encode(), digest_size=6).digest(), "big")
         self._since.value = time.time()

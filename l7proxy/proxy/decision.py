@@ -6,6 +6,7 @@ from typing import Any
 from msgspec import Struct
 
 from l7proxy.core.address import address_of
+from l7proxy.core.buffers import UNACCOUNTED
 from l7proxy.core.exchange import CONNECT
 from l7proxy.core.headers import Headers, find, without
 from l7proxy.core.message import Body
@@ -51,6 +52,7 @@ class Asked:
         self.client: tuple[str, int] | None = (str(address_of(question.source)), 0)
         self.server: tuple[str, int] | None = None
         self.destination: tuple[str, int] | None = None
+        self.account = UNACCOUNTED
         self.status = 0
         self.answer: Headers = []
         self.content = b""

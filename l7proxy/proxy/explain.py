@@ -53,7 +53,7 @@ class Explainer:
             live = Live(
                 structs.replace(self._snapshot, tracer=begins), lambda reason: None, lambda request, error: None
             )
-            live.max_active = live.max_held = sys.maxsize
+            live.max_active = sys.maxsize
             await make_app(live, question.inbound)(exchange)
         return self._tell(question, exchange, begins, refused)
 

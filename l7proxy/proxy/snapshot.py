@@ -6,6 +6,7 @@ from msgspec import Struct
 
 from l7proxy.config.model import Model, Resource
 from l7proxy.config.model import Route as RouteSpec
+from l7proxy.core.buffers import BufferPool
 from l7proxy.core.handler import Handler
 from l7proxy.core.message import Request, Response
 from l7proxy.proxy.debug import Debugging
@@ -81,11 +82,12 @@ class Snapshot(Struct, frozen=True):
 class Live:
     """The one place that says which snapshot new requests get, and how much may be under way at once.
 
-    `max_active` are requests, `max_held` bytes that wait for a reader (`core.stream.held`). `outbound` are those of the
-    `active` requests that the application makes; the others it serves.
+    `max_active` are requests. `outbound` are those of the `active` requests that the application makes; the others it
+    serves. What the clients of one direction hold in memory takes nothing from those of the other.
     """
 
-    __slots__ = ("snapshot", "active", "outbound", "max_active", "max_held", "refused", "on_failure", "history", "tap")
+    __slots__ = ("snapshot", "active", "outbound", "max_active", "inbound_buffers", "outbound_buffers",
+                 "refused", "on_failure", "history", "tap")  # fmt: skip
 
     def __init__(
         self, snapshot: Snapshot, refused: Callable[[str], None], on_failure: Callable[[Request, Exception], None]
@@ -94,7 +96,8 @@ class Live:
         self.active = 0
         self.outbound = 0
         self.max_active = 0
-        self.max_held = 0
+        self.inbound_buffers = BufferPool()
+        self.outbound_buffers = BufferPool()
         self.refused = refused
         """Counts a request that was malformed, by reason."""
         self.on_failure = on_failure

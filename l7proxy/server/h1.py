@@ -6,16 +6,18 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, cast
 
 from l7proxy.core.address import end_of
+from l7proxy.core.buffers import WORTH_COUNTING, BufferAccount
 from l7proxy.core.drive import Drive
 from l7proxy.core.errors import CODES, ProxyError, proxy_status
 from l7proxy.core.exchange import CONNECT, Refusal
 from l7proxy.core.message import Body
 from l7proxy.core.outbox import Corked
+from l7proxy.core.pacing import PacedProtocol
 from l7proxy.core.peer import ANONYMOUS, Peer
-from l7proxy.core.stream import HIGH_WATER, Stream, held
+from l7proxy.core.stream import Stream
 from l7proxy.server.h1_exchange import H1Exchange
 from l7proxy.server.h2 import H2Protocol
-from l7proxy.server.listener import NEVER, Listener
+from l7proxy.server.listener import NEVER, WRITE_BUFFER, Listener
 from l7proxy.server.parting import part, reset
 from l7proxy.wire.framing import Malformed
 from l7proxy.wire.h1 import (
@@ -27,7 +29,7 @@ from l7proxy.wire.h1 import (
 )
 
 _PIPELINE = 64 * 1024
-"""Bytes of further requests that are read ahead while one is answered."""
+"""Bytes of further requests beyond which nothing more is read ahead while one is answered."""
 _DISCARD = 1024 * 1024
 """Bytes of an unwanted request body that are read so that the connection can be used again."""
 _EXPECTED: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -36,11 +38,12 @@ HALF_CLOSED_GRACE = 1.0
 """Seconds that a request may go on after its client closed its sending side: it may be `nc`, it may be gone."""
 
 
-class H1Protocol(asyncio.Protocol):
+class H1Protocol(PacedProtocol):
     """One client connection.
 
     `exchange` is the request under way: nothing is parsed behind it until its response is complete, so answers keep
-    the order of the requests. `drained` is a future while the client reads slower than we write.
+    the order of the requests. `drained` is a future while the client reads slower than we write. `account` counts what
+    the connection holds in memory.
     """
 
     def __init__(self, listener: Listener, peer: Peer = ANONYMOUS, secure: bool = False) -> None:
@@ -52,7 +55,7 @@ class H1Protocol(asyncio.Protocol):
         self.client: tuple[str, int] | None = None
         self.server: tuple[str, int] | None = None
         self.destination: tuple[str, int] | None = None
-        self.transport: asyncio.Transport | None = None
+        self.account = BufferAccount(listener.buffers)
         self._out: Corked
         self.exchange: H1Exchange | None = None
         self.keep_alive = True
@@ -73,8 +76,9 @@ class H1Protocol(asyncio.Protocol):
         self._tunnel = False
         self._half_closed = False
         self._closing = False
-        self._reading = True
         self._fresh = True
+        self._unread = self._unsent = self._request_size = 0
+        """What `account` has counted of the bytes behind the request under way, of the output, and of the request."""
         self._head_since: float | None = listener.now
         self._touched = listener.now
 
@@ -82,7 +86,7 @@ class H1Protocol(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        self.transport.set_write_buffer_limits(HIGH_WATER)
+        self.transport.set_write_buffer_limits(WRITE_BUFFER)
         self._out = Corked(self.transport, self.listener.outbox)
         self.client = end_of(transport.get_extra_info("peername"))
         self.server = end_of(transport.get_extra_info("sockname"))
@@ -105,7 +109,8 @@ class H1Protocol(asyncio.Protocol):
         if self._tunnel:
             stream = cast(Stream, self._stream)
             stream.feed(data)
-            self._throttle(stream.size)
+            if stream.above_high_water:
+                self._pause_reading()
             return
         reader = self._reader
         reader.feed(data)
@@ -115,6 +120,8 @@ class H1Protocol(asyncio.Protocol):
             self._next()
         elif reader.buffered > _PIPELINE:
             self._pause_reading()
+        if self._unread != reader.buffered:
+            self._count_unread()
 
     def eof_received(self) -> bool:
         """Keeps a half-closed connection for a moment: the client may have sent all that it wants to say."""
@@ -134,14 +141,15 @@ class H1Protocol(asyncio.Protocol):
         if self.drained is not None:
             self.drained.cancel()
             self.drained = None
-            held.size -= HIGH_WATER
+        self.account.close()
         if self.exchange is not None and self.exchange.task is not None:
             self.exchange.task.cancel()
             self.exchange = None
 
     def pause_writing(self) -> None:
         self.drained = self.listener.loop.create_future()
-        held.size += HIGH_WATER
+        self._unsent = self._out.unsent
+        self.account.add(self._unsent)
 
     def resume_writing(self) -> None:
         self._touched = self.listener.now
@@ -149,7 +157,8 @@ class H1Protocol(asyncio.Protocol):
             if not self.drained.done():
                 self.drained.set_result(None)
             self.drained = None
-            held.size -= HIGH_WATER
+        self.account.add(-self._unsent)
+        self._unsent = 0
 
     # What the listener asks.
 
@@ -284,23 +293,28 @@ class H1Protocol(asyncio.Protocol):
         stream = cast(Stream, self._stream)
         if rest := self._reader.take_rest():
             stream.feed(rest)
+            self._count_unread()
         self._resume_reading()
 
     def end_exchange(self) -> None:
         """The response is complete: goes on with the next request, or closes."""
         self.listener.answered += 1
         self._stream_done()
+        if self._request_size:
+            self.account.add(-self._request_size)
+            self._request_size = 0
         if self._tunnel or not self.keep_alive or self.listener.now >= self._leave_at:
             self.exchange = None
             self.close()
         elif self.body_ended:
             self.exchange = None
-            if not self._reading:
-                self._resume_reading()
             if self._reader.buffered:
                 self._next()
                 if self._half_closed and not self._go_on_half_closed():
                     self.close()
+                self._count_unread()
+            if not self._reading:
+                self._resume_reading()
         else:
             # The rest of the request body is read and dropped, up to a bound, so that the next request can be found.
             self.exchange = None
@@ -336,12 +350,16 @@ class H1Protocol(asyncio.Protocol):
                 self._refuse(error.code.name, error.reason)
                 return
         elif head.upgrade is not None:
-            body = self._stream = Stream(self._consumed)
+            body = self._stream = Stream(self._consumed, account=self.account)
         elif head.method == b"CONNECT":
             # Whatever follows is the tunnel's: a refusal cannot be followed by another request.
             head.upgrade = CONNECT
             self.keep_alive = False
-            body = self._stream = Stream(self._consumed)
+            body = self._stream = Stream(self._consumed, account=self.account)
+        size = reader.head_size + (len(body) if type(body) is bytes else 0)
+        if size > WORTH_COUNTING:
+            self._request_size = size
+            self.account.add(size)
         exchange = self.exchange = H1Exchange(self, head, body)
         exchange.task = Drive(exchange.run(), self.listener.loop)
         exchange.task.start()
@@ -357,6 +375,7 @@ class H1Protocol(asyncio.Protocol):
             return False
         self._closing = True
         self.transport = None
+        self.account.close()
         protocol = H2Protocol(self.listener, self.peer)
         protocol.destination = self.destination
         protocol.take_over(self, transport, data)
@@ -370,12 +389,12 @@ class H1Protocol(asyncio.Protocol):
             return whole
         data = b""
         event = reader.body()
-        if isinstance(event, bytes):
+        if isinstance(event, bytes) and not reader.over_budget:
             data, event = event, reader.body()
         if event is END and not reader.trailers:
             return data
         self.body_ended = False
-        stream = self._stream = Stream(self._consumed, self._give_up_body)
+        stream = self._stream = Stream(self._consumed, self._give_up_body, self.account)
         if head.expects_continue:
             stream.wanted = self._send_continue
         if data:
@@ -385,7 +404,7 @@ class H1Protocol(asyncio.Protocol):
             stream.end(reader.trailers)
         elif event is not None:
             stream.feed(event)
-        self._throttle(stream.size)
+        self._pace(stream)
         return stream
 
     def _receive_body(self) -> None:
@@ -405,6 +424,8 @@ class H1Protocol(asyncio.Protocol):
                     stream.feed(event)
                 else:
                     self._discarded += len(event)
+                if reader.over_budget:
+                    break
         except Malformed as error:
             self.listener.refused(error.reason)
             self.keep_alive = False
@@ -415,12 +436,12 @@ class H1Protocol(asyncio.Protocol):
             if self._discarding:
                 self.close()
             return
-        if stream is not None:
-            self._throttle(stream.size)
-        elif self._discarded > _DISCARD:
+        if stream is None and self._discarded > _DISCARD:
             self.keep_alive = False
             if self._discarding:
                 self.close()
+                return
+        self._pace(stream)
 
     def _refuse(self, code: str, reason: str) -> None:
         """Answers what does not become a request."""
@@ -443,23 +464,41 @@ class H1Protocol(asyncio.Protocol):
         if exchange is not None and not exchange.begun and not self._reader.buffered and self.transport is not None:
             self.write(_EXPECTED)
 
-    def _throttle(self, size: int) -> None:
-        if size > HIGH_WATER:
+    def _pace(self, stream: Stream | None) -> None:
+        """Reads on when the body has been read, or in the next turn when there was too much of it for one."""
+        if stream is not None and stream.above_high_water:
             self._pause_reading()
+        elif self._reader.over_budget:
+            self._yield_turn()
+
+    def _read_on(self) -> None:
+        if not self.body_ended and not self._closing and not self._spoilt:
+            self._receive_body()
+            self._count_unread()
+        if not self._yielded:
+            self._resume_reading()
+
+    def _resume_reading(self) -> None:
+        """Reads on, unless what has been read has to be taken first."""
+        if not self._closing and not self._reading:
+            stream, reader = self._stream, self._reader
+            if stream is not None and stream.above_high_water:
+                return
+            if reader.over_budget:
+                self._yield_turn()
+                return
+            if self.exchange is not None and self.body_ended and reader.buffered > _PIPELINE:
+                return
+        super()._resume_reading()
 
     def _consumed(self, size: int) -> None:
         if not self._reading:
             self._resume_reading()
 
-    def _pause_reading(self) -> None:
-        if self._reading and self.transport is not None:
-            self._reading = False
-            self.transport.pause_reading()
-
-    def _resume_reading(self) -> None:
-        if not self._reading and self.transport is not None and not self.transport.is_closing():
-            self._reading = True
-            self.transport.resume_reading()
+    def _count_unread(self) -> None:
+        unread = self._reader.buffered
+        self.account.add(unread - self._unread)
+        self._unread = unread
 
     def _go_on_half_closed(self) -> bool:
         """Gives the request under way its time though nothing more will come; False where there is none, or a part."""

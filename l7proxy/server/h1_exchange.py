@@ -32,6 +32,7 @@ class H1Exchange:
         "client",
         "server",
         "destination",
+        "account",
         "serves",
         "task",
         "begun",
@@ -53,6 +54,7 @@ class H1Exchange:
         self.client = connection.client
         self.server = connection.server
         self.destination = connection.destination
+        self.account = connection.account
         self.serves = connection.serves
         self.task: Drive | None = None
         self.begun = False

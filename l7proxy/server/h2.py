@@ -4,17 +4,19 @@ Everything that is said within one turn of the event loop leaves in one write.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from typing import Any, cast
 
 from l7proxy.core import grpc
 from l7proxy.core.address import end_of
+from l7proxy.core.buffers import BufferAccount
 from l7proxy.core.errors import CODES, proxy_status
 from l7proxy.core.exchange import Refusal
+from l7proxy.core.pacing import PacedProtocol
 from l7proxy.core.peer import ANONYMOUS, Peer
-from l7proxy.core.stream import HIGH_WATER, held
 from l7proxy.server.h2_exchange import STATUS, H2Exchange
-from l7proxy.server.listener import NEVER, Connection, Listener
+from l7proxy.server.listener import NEVER, WRITE_BUFFER, Connection, Listener
 from l7proxy.server.parting import part
 from l7proxy.wire.framing import offered
 from l7proxy.wire.h2 import Session
@@ -35,16 +37,22 @@ from l7proxy.wire.h2_events import (
 from l7proxy.wire.h2_fields import RequestFields
 from l7proxy.wire.h2_frames import Error
 
-_UNREAD_OUTPUT = 4 * HIGH_WATER
+_UNREAD_OUTPUT = 1024 * 1024
 """Bytes that a client may leave unread before we read nothing more from it; bodies stop long before it."""
+_BEGIN_AT_ONCE = 32
+"""Requests that begin in one turn of the loop where some had to wait."""
 
 
 _STOP_AFTER = 0.01
 """Seconds that a client gets to see a complete answer before it must stop sending; some take both at once amiss."""
 
 
-class H2Protocol(asyncio.Protocol):
-    """One client connection."""
+class H2Protocol(PacedProtocol):
+    """One client connection.
+
+    `account` counts what it holds in memory. Requests that come while that is more than its share wait to begin: the
+    answers to those under way have to leave first.
+    """
 
     def __init__(self, listener: Listener, peer: Peer = ANONYMOUS, secure: bool = False) -> None:
         self.listener = listener
@@ -55,7 +63,7 @@ class H2Protocol(asyncio.Protocol):
         self.client: tuple[str, int] | None = None
         self.server: tuple[str, int] | None = None
         self.destination: tuple[str, int] | None = None
-        self.transport: asyncio.Transport | None = None
+        self.account = BufferAccount(listener.buffers)
         self.session = Session(False, listener.h2_limits)
         self.exchanges: set[H2Exchange] = set()
         self.serves: Callable[[bytes], bool] | None = None
@@ -63,8 +71,11 @@ class H2Protocol(asyncio.Protocol):
         self.close_at = NEVER
         self._touched = listener.now
         self._flushing = False
-        self._reading = True
         self._closing = False
+        self._waiting: deque[H2Exchange] = deque()
+        """Requests that have not begun yet."""
+        self._unsent = self._in_session = 0
+        """What `account` has counted of the output that the client left unread, and of what the session holds."""
         # When a client that was said goodbye is waited for no longer.
         self._ends_at = NEVER
         # When the second GOAWAY is due, once the first has been sent.
@@ -85,7 +96,7 @@ class H2Protocol(asyncio.Protocol):
 
     def _begin(self, transport: asyncio.Transport) -> None:
         self.transport = transport
-        transport.set_write_buffer_limits(HIGH_WATER)
+        transport.set_write_buffer_limits(WRITE_BUFFER)
         self.client = end_of(transport.get_extra_info("peername"))
         self.server = end_of(transport.get_extra_info("sockname"))
         listener = self.listener
@@ -121,9 +132,31 @@ class H2Protocol(asyncio.Protocol):
                     session.release(event.stream)
             else:
                 self._on_event(event, begun)
-        for exchange in begun:
-            exchange.begin()
+        if begun:
+            self._begin_exchanges(begun)
         self._flush()
+        if session.over_budget:
+            self._yield_turn()
+
+    def _read_on(self) -> None:
+        if not self._closing:
+            self._receive(b"")
+        if not self._yielded:
+            self._resume_reading()
+
+    def _begin_exchanges(self, begun: list[H2Exchange]) -> None:
+        if self._waiting or self.account.full:
+            self._waiting += begun
+        else:
+            for exchange in begun:
+                exchange.begin()
+
+    def _begin_waiting(self) -> None:
+        """Begins some of the requests that wait, once the connection holds less than its share."""
+        for _ in range(min(len(self._waiting), _BEGIN_AT_ONCE)):
+            if self.account.full:
+                return
+            self._waiting.popleft().begin()
 
     def eof_received(self) -> bool:
         return False
@@ -131,19 +164,24 @@ class H2Protocol(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self.transport = None
         self._closing = True
-        self._unpaused()
         self.listener.closed(self)
         for exchange in list(self.exchanges):
             exchange.abandon()
+        self.account.close()
 
     def pause_writing(self) -> None:
         self.session.paused = True
-        held.size += HIGH_WATER
+        if self.transport is not None:
+            self._unsent = self.transport.get_write_buffer_size()
+            self.account.add(self._unsent)
 
     def resume_writing(self) -> None:
         self._touched = self.listener.now
-        self._unpaused()
-        self._resume_reading()
+        self.session.paused = False
+        self.account.add(-self._unsent)
+        self._unsent = 0
+        if not self.session.over_budget:
+            self._resume_reading()
         if self.session.waiting:
             self.session.more = True
         self.flush_soon()
@@ -198,6 +236,9 @@ class H2Protocol(asyncio.Protocol):
         for exchange in list(self.exchanges):
             self._cut(exchange, code)
         self.close(Error.NO_ERROR)
+        if self._unsent > _UNREAD_OUTPUT:
+            # A client that leaves so much unread would not read the farewell either.
+            self.abort()
 
     def abort(self) -> None:
         if self.transport is not None:
@@ -259,6 +300,7 @@ class H2Protocol(asyncio.Protocol):
         # What leads back to the exchange goes, so that nothing is left for the garbage collector.
         stream.owner = None
         exchange.body = b""
+        exchange.settle()
         self.exchanges.discard(exchange)
         self.listener.answered += 1
         session = self.session
@@ -270,6 +312,12 @@ class H2Protocol(asyncio.Protocol):
             self.listener.loop.call_later(_STOP_AFTER, self._stop_sending, stream)
         if session.refusing and not self.exchanges:
             self.listener.loop.call_soon(self._finish)
+
+    def withdraw(self, exchange: H2Exchange) -> None:
+        """A request has ended before its time."""
+        self.exchanges.discard(exchange)
+        if exchange.task is None and exchange in self._waiting:
+            self._waiting.remove(exchange)
 
     # Inside.
 
@@ -288,6 +336,7 @@ class H2Protocol(asyncio.Protocol):
             self._refuse(stream, "not_implemented", "protocol", head)
             return None
         exchange = stream.owner = H2Exchange(self, stream, head)
+        self.exchanges.add(exchange)
         return exchange
 
     def _on_event(self, event: Event, begun: list[H2Exchange]) -> None:
@@ -354,16 +403,19 @@ class H2Protocol(asyncio.Protocol):
             self._touched = self.listener.now
             self.listener.sent.value += len(data)
             transport.write(data)
-            if session.paused and self._reading and transport.get_write_buffer_size() > _UNREAD_OUTPUT:
-                self._reading = False
-                transport.pause_reading()
+            if session.paused:
+                unsent = transport.get_write_buffer_size()
+                self.account.add(unsent - self._unsent)
+                self._unsent = unsent
+                if unsent > _UNREAD_OUTPUT:
+                    self._pause_reading()
+        if self._in_session != session.held:
+            self.account.add(session.held - self._in_session)
+            self._in_session = session.held
+        if self._waiting:
+            self._begin_waiting()
         if session.more and not session.paused:
             self.flush_soon()
-
-    def _resume_reading(self) -> None:
-        if not self._reading and self.transport is not None and not self.transport.is_closing():
-            self._reading = True
-            self.transport.resume_reading()
 
     def _stall(self, exchange: H2Exchange) -> None:
         """No byte either way for the stream timeout: 408 while no answer has begun, else an end without one."""
@@ -372,13 +424,10 @@ class H2Protocol(asyncio.Protocol):
 
     def _cut(self, exchange: H2Exchange, code: str) -> None:
         exchange.abandon(code)
+        if exchange.task is None:
+            self.listener.tell(Refusal(code, "waited to begin", "2", self.scheme, self.peer, self.client))
         if not exchange.begun:
             self.answer(exchange.stream, code, exchange.head)
         else:
             self.session.send_reset(exchange.stream, Error.CANCEL)
             self.flush_soon()
-
-    def _unpaused(self) -> None:
-        if self.session.paused:
-            self.session.paused = False
-            held.size -= HIGH_WATER

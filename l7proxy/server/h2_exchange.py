@@ -5,12 +5,13 @@ import base64
 import os
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from l7proxy.core.buffers import WORTH_COUNTING
 from l7proxy.core.drive import Drive
 from l7proxy.core.errors import Cut
 from l7proxy.core.exchange import CONNECT
 from l7proxy.core.headers import Headers, without
 from l7proxy.core.message import Body
-from l7proxy.core.stream import Stream, held
+from l7proxy.core.stream import Stream
 from l7proxy.wire.h2_events import RECEIVING, H2Stream
 from l7proxy.wire.h2_fields import RequestFields
 from l7proxy.wire.h2_frames import Error
@@ -47,11 +48,13 @@ class H2Exchange:
         "client",
         "server",
         "destination",
+        "account",
         "serves",
         "task",
         "touched",
         "begun",
         "_early",
+        "_size",
         "_left",
         "_writable",
     )
@@ -71,11 +74,14 @@ class H2Exchange:
         self.client = connection.client
         self.server = connection.server
         self.destination = connection.destination
+        self.account = connection.account
         self.serves = connection.serves
         self.task: Drive | None = None
         self.touched = connection.listener.now
         self.begun = False
-        self._early: list[bytes] = []
+        # Body bytes that came before the body began; None from then on.
+        self._early: list[bytes] | None = []
+        self._size = 0
         self._left = -1
         self._writable: asyncio.Future[None] | None = None
         if head.te_trailers:
@@ -93,25 +99,41 @@ class H2Exchange:
 
     def begin(self) -> None:
         """Everything that came with the head is there: runs the application."""
+        if self._early is not None:
+            self.begin_body(self._early)
+        task = self.task = Drive(self.run(), self.connection.listener.loop)
+        task.start()
+
+    def begin_body(self, early: list[bytes]) -> None:
+        """Takes what came with the head: a whole body, or the first of one that is still on its way."""
         connection = self.connection
         stream = self.stream
+        self._early = None
+        size = self.head.size
         if stream.state & RECEIVING:
-            body = self.body = Stream(self._consumed, self._give_up_body)
+            body = self.body = Stream(self._consumed, self._give_up_body, connection.account)
             if self.head.expect:
                 body.wanted = self._send_continue
-            for data in self._early:
+            for data in early:
                 body.feed(data)
-        elif self._early:
-            self.body = self._early[0] if len(self._early) == 1 else b"".join(self._early)
+        elif early:
+            whole = self.body = early[0] if len(early) == 1 else b"".join(early)
+            size += len(whole)
             connection.session.release(stream)
-        connection.exchanges.add(self)
-        task = self.task = Drive(self.run(), connection.listener.loop)
-        task.start()
+        if size > WORTH_COUNTING:
+            self._size = size
+            connection.account.add(size)
+
+    def settle(self) -> None:
+        """The request is over: what it held counts no longer."""
+        if self._size:
+            self.connection.account.add(-self._size)
+            self._size = 0
 
     def receive_data(self, data: bytes, ended: bool) -> None:
         """Takes body bytes as they arrive."""
         self.touched = self.connection.listener.now
-        if self.task is None:
+        if self._early is not None:
             self._early.append(data)
             return
         body = cast(Stream, self.body)
@@ -125,10 +147,10 @@ class H2Exchange:
 
     def receive_trailers(self, trailers: Headers) -> None:
         """Takes the end of the body."""
-        if self.task is None:
+        if self._early is not None:
             # Trailers have no place beside a whole body.
             self.connection.session.release(self.stream)
-            body = self.body = Stream()
+            body = self.body = Stream(account=self.connection.account)
             for data in self._early:
                 body.feed(data)
             self._early = []
@@ -138,9 +160,10 @@ class H2Exchange:
         """The client gave up, or the stream broke: there is nobody left to answer; or we end it, for `code`."""
         if type(self.body) is Stream:
             self.body.fail(ConnectionResetError("the client went away"))
+        # A task that has not begun yet is cancelled without a step, so this cannot be left to it.
+        self.connection.withdraw(self)
+        self.settle()
         if self.task is not None:
-            # A task that has not begun yet is cancelled without a step, so this cannot be left to it.
-            self.connection.exchanges.discard(self)
             self.task.cancel(code)
 
     def writable(self) -> None:
@@ -219,12 +242,7 @@ class H2Exchange:
         sent = connection.session.send_data(self.stream, data, end)
         connection.flush_soon()
         if not sent:
-            size = len(data)
-            held.size += size
-            try:
-                await self._drained()
-            finally:
-                held.size -= size
+            await self._drained()
 
     def _first(self, status: int, headers: Headers, end: bool) -> bool:
         """Sends the head; True if that was all there is to send."""

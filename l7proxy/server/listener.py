@@ -7,7 +7,9 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from l7proxy.core.buffers import BufferAccount, BufferPool
 from l7proxy.core.exchange import Exchange, Refusal
+from l7proxy.core.memory import Trimmer
 from l7proxy.core.outbox import Outbox
 from l7proxy.core.stats import Stats
 from l7proxy.wire.framing import Limits
@@ -16,6 +18,8 @@ from l7proxy.wire.h2_limits import H2Limits
 Serve = Callable[[Exchange], Awaitable[None]]
 
 TICK = 0.25
+WRITE_BUFFER = 0
+"""Bytes that a client may leave unread before we count them and write nothing more of a body."""
 NEVER = float("inf")
 
 
@@ -36,7 +40,9 @@ class Timeouts(Struct, frozen=True):
 
 
 class Connection(Protocol):
-    """What a listener may ask of a connection, whichever protocol it speaks."""
+    """What a listener may ask of a connection, whichever protocol it speaks. `account` is what it holds in memory."""
+
+    account: BufferAccount
 
     def on_tick(self, now: float) -> float | None:
         """Acts on the timeouts that have passed by `now`; returns when to look again, None when it has ended."""
@@ -68,6 +74,7 @@ class Listener:
         max_connections: int = 20_000,
         service: str = "l7proxy",
         h2_limits: H2Limits | None = None,
+        buffers: BufferPool | None = None,
     ) -> None:
         self.name = name
         self.service = service
@@ -79,6 +86,8 @@ class Listener:
         self.max_connections = max_connections
         self.loop = asyncio.get_running_loop()
         self.outbox = Outbox(self.loop)
+        self.buffers = buffers or BufferPool()
+        self.buffers.on_full = self._on_full_buffers
         self.connections: set[Connection] = set()
         self.draining = False
         self.patience = self.timeouts.goaway
@@ -91,6 +100,8 @@ class Listener:
         self._ticks: dict[Connection, set[int]] = {}
         """Where a connection stands in `_due`, so that what has ended is let go at once, not at its tick."""
         self._tick = int(self.now / TICK)
+        self._trimmer = Trimmer()
+        self._relieving = False
         self._timer = self.loop.call_later(TICK, self._on_timer)
         self.accepted = stats.counter(
             "l7proxy_downstream_accepted_total", "Connections that were accepted", listener=name
@@ -100,6 +111,11 @@ class Listener:
         )
         self.received = stats.counter(
             "l7proxy_downstream_received_bytes_total", "Bytes received from clients", listener=name
+        )
+        self._cut = stats.counter(
+            "l7proxy_downstream_cut_total",
+            "Connections cut because they held the most memory when `limits.buffered` was exceeded",
+            listener=name,
         )
         self.sent = stats.counter("l7proxy_downstream_sent_bytes_total", "Bytes sent to clients", listener=name)
 
@@ -149,6 +165,25 @@ class Listener:
         for connection in list(self.connections):
             connection.abort()
 
+    def _on_full_buffers(self) -> None:
+        # In a turn of its own: whoever counts is in the middle of something.
+        if not self._relieving:
+            self._relieving = True
+            self.loop.call_soon(self._relieve)
+
+    def _relieve(self) -> None:
+        """Cuts the connections that hold the most until all together hold no more than they may."""
+        self._relieving = False
+        buffers = self.buffers
+        while buffers.size > buffers.limit and self.connections:
+            largest = max(self.connections, key=lambda connection: connection.account.size)
+            if not largest.account.size:
+                return
+            self._cut.value += 1
+            # What it held is on its way out, and must not cost another one its connection.
+            largest.account.close()
+            largest.cut("overflow")
+
     def _forget(self, connection: Connection) -> None:
         self.connections.discard(connection)
         for tick in self._ticks.pop(connection, ()):
@@ -158,6 +193,7 @@ class Listener:
     def _on_timer(self) -> None:
         now = self.now = time.monotonic()
         self._timer = self.loop.call_later(TICK, self._on_timer)
+        self._trimmer.look(self.buffers.size)
         last, self._tick = self._tick, int(now / TICK)
         if self._tick - last > len(self._due):
             ticks = [tick for tick in self._due if tick <= self._tick]

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 
 from l7proxy.config.model import Http2Limits, Sidecar
+from l7proxy.core.buffers import BufferPool
 from l7proxy.core.stats import Stats
-from l7proxy.core.stream import held
 from l7proxy.identity.handshakes import Handshakes
 from l7proxy.proxy.app import make_app, make_refusals
 from l7proxy.proxy.snapshot import Live
@@ -82,11 +82,12 @@ class Listeners:
     def carry(self, name: str, live: Live, sockets: Sequence[socket.socket], log: Callable[..., None]) -> None:
         """Serves traffic as the live configuration says."""
         inbound = name == "inbound"
-        listener = self._listener(name, make_app(live, inbound))
+        buffers = live.inbound_buffers if inbound else live.outbound_buffers
+        listener = self._listener(name, make_app(live, inbound), buffers)
         listener.on_refusal = make_refusals(live, inbound)
 
         def busy() -> bool:
-            return live.active >= live.max_active or held.size >= live.max_held
+            return live.active >= live.max_active
 
         if inbound:
             secure = Secure(listener, lambda: live.snapshot.tls, self._handshakes, log)
@@ -115,7 +116,7 @@ class Listeners:
         for listener in self.all.values():
             listener.close()
 
-    def _listener(self, name: str, serve: Serve) -> Listener:
+    def _listener(self, name: str, serve: Serve, buffers: BufferPool | None = None) -> Listener:
         spec = self._spec
         limits = Limits(
             target=spec.limits.target,
@@ -139,6 +140,7 @@ class Listeners:
             spec.limits.connections,
             spec.service.name,
             _h2_limits(spec.limits.http2, limits),
+            buffers,
         )
         return listener
 

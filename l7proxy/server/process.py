@@ -9,7 +9,6 @@ from l7proxy.admin.app import admin_app, health_app, metrics_app
 from l7proxy.config.model import Model, Sidecar
 from l7proxy.core.handler import Source
 from l7proxy.core.stats import Stats
-from l7proxy.core.stream import held
 from l7proxy.proxy.control import Control, warn
 from l7proxy.server.drain import Drain, Report, patience
 from l7proxy.server.hosting import hosted
@@ -38,7 +37,11 @@ class Process:
         self.view = View(self.control, self.listeners, self.drain)
         live = self.control.live
         stats.gauge("l7proxy_requests", "Requests under way", lambda: live.active)
-        stats.gauge("l7proxy_buffered_bytes", "Bytes of bodies that wait for a slower reader", lambda: held.size)
+        stats.gauge(
+            "l7proxy_buffered_bytes",
+            "Bytes of requests and responses that wait for a slower reader",
+            lambda: live.inbound_buffers.size + live.outbound_buffers.size,
+        )
         for name, opened in sockets.items():
             if name in TRAFFIC:
                 self.listeners.carry(name, live, opened, self.telemetry.log)

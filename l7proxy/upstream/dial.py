@@ -11,6 +11,7 @@ from msgspec import Struct
 from l7proxy.core import descriptors
 from l7proxy.core.errors import ProxyError
 from l7proxy.core.message import Body, Request
+from l7proxy.core.pacing import PacedProtocol
 from l7proxy.core.stats import Counter, Gauge
 from l7proxy.identity.client_tls import ClientTls
 
@@ -29,7 +30,7 @@ class WrongProtocol(ProxyError):
         super().__init__("upstream_connect", f"the upstream chose {protocol.decode('latin-1')} (ALPN)")
 
 
-class Expiring(asyncio.Protocol):
+class Expiring(PacedProtocol):
     """A connection to an upstream; none is used for a new request after `expires` (monotonic seconds).
 
     `chosen` is what ALPN settled on, b"" for nothing.

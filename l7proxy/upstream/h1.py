@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import cast
 
+from l7proxy.core.buffers import UNACCOUNTED, BufferAccount
 from l7proxy.core.deadlines import NEVER, Deadlines
 from l7proxy.core.drive import Waiter
 from l7proxy.core.errors import ProxyError
@@ -46,7 +47,6 @@ class H1Connection(Expiring):
         known: dict[bytes, ResponseHead],
         outbox: Outbox,
     ) -> None:
-        self.transport: asyncio.Transport | None = None
         self._outbox = outbox
         self._out: Corked
         self.idle_since = 0.0
@@ -71,7 +71,6 @@ class H1Connection(Expiring):
         self._upgrade = b""
         self._tunnel = False
         self._drained: asyncio.Future[None] | None = None
-        self._reading = True
         self._touched = False
         self._interim = 0
         self._witness: socket.socket | None = None
@@ -170,7 +169,7 @@ class H1Connection(Expiring):
         if self._tunnel:
             if stream is not None:
                 stream.feed(data)
-                self._throttle(stream.size)
+                self._pace(stream)
             return
         self._reader.feed(data)
         if stream is not None:
@@ -259,13 +258,13 @@ class H1Connection(Expiring):
             else:
                 data = b""
                 event = reader.body()
-                if isinstance(event, bytes):
+                if isinstance(event, bytes) and not reader.over_budget:
                     data, event = event, reader.body()
                 complete = event is END
                 if complete and not reader.trailers:
                     body = data
                 else:
-                    stream = body = Stream(self._consumed, self._closed)
+                    stream = body = Stream(self._consumed, self._closed, self._account())
                     if data:
                         stream.feed(data)
                     if isinstance(event, bytes):
@@ -274,7 +273,7 @@ class H1Connection(Expiring):
                         stream.end(reader.trailers)
                     else:
                         self._stream = stream
-                        self._throttle(stream.size)
+                        self._pace(stream)
         waiter = self._take_waiter()
         if complete:
             self._complete(head)
@@ -291,20 +290,21 @@ class H1Connection(Expiring):
                     self._complete(cast(ResponseHead, self._head))
                     return
                 stream.feed(event)
+                if reader.over_budget:
+                    break
         except Malformed as error:
             self._stream = None
             stream.fail(error)
             self.abort()
             return
-        self._throttle(stream.size)
+        self._pace(stream)
 
     def _complete(self, head: ResponseHead) -> None:
         """The response is complete; the connection goes back unless something is left on it."""
         if self._reader.buffered:
             self.surplus = True
         reusable = head.keep_alive and not self._reader.buffered
-        if not self._reading:
-            self._resume_reading()
+        self._resume_reading()
         if self._sender is not None and self._unsent():
             # Who answers before the end of a request may never read the rest of it.
             self.abort()
@@ -341,7 +341,7 @@ class H1Connection(Expiring):
         # RFC 9110 8.6: nothing has a length here.
         head.headers = [*without(head.headers, b"content-length"), (b"upgrade", chosen)]
         self._tunnel = True
-        stream = self._stream = Stream(self._consumed, self._closed)
+        stream = self._stream = Stream(self._consumed, self._closed, self._account())
         if rest := self._reader.take_rest():
             stream.feed(rest)
         waiter = self._take_waiter()
@@ -359,7 +359,7 @@ class H1Connection(Expiring):
             while data := await stream.read():
                 self._write(encode_chunk(data) if chunked else data)
                 if self._drained is not None:
-                    await self._drained
+                    await self._until_drained(stream.account)
                 if spliced:
                     await stream.splice(self._pass_on)
             if chunked:
@@ -376,6 +376,16 @@ class H1Connection(Expiring):
         except Exception as error:
             # The client's side failed: half a request must not look like a whole one.
             self._fail(error)
+
+    async def _until_drained(self, account: BufferAccount) -> None:
+        """Waits for a slow upstream; what it has not taken yet is the client's to answer for."""
+        unsent = self._out.unsent
+        account.add(unsent)
+        try:
+            if self._drained is not None:
+                await self._drained
+        finally:
+            account.add(-unsent)
 
     def _arm(self) -> None:
         deadline = None if self._ledger is None else head_deadline(self._ledger)
@@ -415,19 +425,29 @@ class H1Connection(Expiring):
             self._stream = None
         self.abort()
 
-    def _throttle(self, size: int) -> None:
-        if size > HIGH_WATER and self._reading and self.transport is not None:
-            self._reading = False
-            self.transport.pause_reading()
+    def _account(self) -> BufferAccount:
+        """Returns the account of the client that waits for the head."""
+        return UNACCOUNTED if self._ledger is None else self._ledger.account
+
+    def _pace(self, stream: Stream) -> None:
+        """Reads on when the body has been read, or in the next turn when there was too much of it for one."""
+        if stream.above_high_water:
+            self._pause_reading()
+        elif self._reader.over_budget:
+            self._yield_turn()
+
+    def _read_on(self) -> None:
+        if self._stream is not None:
+            self._receive_body(self._stream)
+        if not self._yielded and (self._stream is None or not self._stream.above_high_water):
+            self._resume_reading()
 
     def _consumed(self, size: int) -> None:
         if not self._reading:
-            self._resume_reading()
-
-    def _resume_reading(self) -> None:
-        if self.transport is not None and not self.transport.is_closing():
-            self._reading = True
-            self.transport.resume_reading()
+            if self._reader.over_budget:
+                self._yield_turn()
+            else:
+                self._resume_reading()
 
     def _closed(self) -> None:
         """The reader of the response gave up."""

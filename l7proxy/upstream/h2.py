@@ -50,7 +50,6 @@ class H2Connection(Expiring):
         changed: Callable[["H2Connection"], None],
         deadlines: Deadlines,
     ) -> None:
-        self.transport: asyncio.Transport | None = None
         self.loop = asyncio.get_running_loop()
         self.session = Session(True, limits)
         self.answered: list[H2Call] = []
@@ -194,6 +193,13 @@ class H2Connection(Expiring):
             for call in answered:
                 call.deliver()
         self._flush()
+        if session.over_budget:
+            self._yield_turn()
+
+    def _read_on(self) -> None:
+        self.data_received(b"")
+        if not self._yielded:
+            self._resume_reading()
 
     def eof_received(self) -> bool:
         return False

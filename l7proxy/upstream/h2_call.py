@@ -5,6 +5,7 @@ from base64 import b64encode
 from hashlib import sha1
 from typing import TYPE_CHECKING, cast
 
+from l7proxy.core.buffers import UNACCOUNTED
 from l7proxy.core.deadlines import NEVER
 from l7proxy.core.drive import Waiter
 from l7proxy.core.errors import ProxyError
@@ -87,6 +88,7 @@ class H2Call:
     async def run(self, body: Body, ledger: Request | None, until: float | None) -> tuple[ResponseFields, Body]:
         """Sends the body that follows the head, and waits for the head of the response."""
         connection = self.connection
+        self._ledger = ledger
         if until is not None:
             self.deadline = self._until = until
             connection.watch(until)
@@ -96,7 +98,6 @@ class H2Call:
                 connection.session.send_data(self.stream, body, end=True)
             self._arm(ledger)
         else:
-            self._ledger = ledger
             self._sender = connection.loop.create_task(self._send(cast(Stream, body)))
         connection.flush_soon()
         try:
@@ -215,7 +216,8 @@ class H2Call:
             sender.cancel()
 
     def _begin_body(self) -> None:
-        body = self._body = Stream(self._consumed, self._closed)
+        account = UNACCOUNTED if self._ledger is None else self._ledger.account
+        body = self._body = Stream(self._consumed, self._closed, account)
         for data in self._early:
             body.feed(data)
         self._early = []
@@ -278,8 +280,14 @@ class H2Call:
                 sent = session.send_data(stream, data)
                 connection.flush_soon()
                 if not sent:
-                    self._writable = connection.loop.create_future()
-                    await self._writable
+                    # What a slow upstream has not taken yet is the client's to answer for.
+                    pending = len(stream.pending)
+                    body.account.add(pending)
+                    try:
+                        self._writable = connection.loop.create_future()
+                        await self._writable
+                    finally:
+                        body.account.add(-pending)
                 if spliced:
                     await body.splice(self._pass_on)
             session.send_trailers(stream, body.trailers or [])

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import cast
 
+from l7proxy.core.buffers import BufferAccount
 from l7proxy.core.errors import ProxyError
 from l7proxy.core.message import Body, Request
 from l7proxy.core.stream import HIGH_WATER, Stream
@@ -13,13 +14,11 @@ from l7proxy.upstream.dial import Dial, Expiring, Load, PoolMetrics, connect, ti
 class Tunnel(Expiring):
     """One connection; `received` are the endpoint's bytes. `ended()` is called once when it is over."""
 
-    def __init__(self, ended: Callable[[], None]) -> None:
-        self.received = Stream(self._consumed, self._give_up)
+    def __init__(self, ended: Callable[[], None], account: BufferAccount) -> None:
+        self.received = Stream(self._consumed, self._give_up, account)
         self._ended = ended
-        self._transport: asyncio.Transport | None = None
         self._drained: asyncio.Future[None] | None = None
         self._sender: asyncio.Task[None] | None = None
-        self._reading = True
 
     def begin(self, body: Stream) -> None:
         """Passes the client's bytes on."""
@@ -28,22 +27,21 @@ class Tunnel(Expiring):
     # What asyncio calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(HIGH_WATER)
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.set_write_buffer_limits(HIGH_WATER)
 
     def data_received(self, data: bytes) -> None:
         self.received.feed(data)
-        if self.received.size > HIGH_WATER and self._reading and self._transport is not None:
-            self._reading = False
-            self._transport.pause_reading()
+        if self.received.above_high_water:
+            self._pause_reading()
 
     def eof_received(self) -> bool:
         """One direction may end before the other, where the transport can say so."""
         self.received.end()
-        return self._transport is not None and self._transport.can_write_eof()
+        return self.transport is not None and self.transport.can_write_eof()
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._transport = None
+        self.transport = None
         if error is None:
             self.received.end()
         else:
@@ -64,25 +62,25 @@ class Tunnel(Expiring):
     # Inside.
 
     def _pass_on(self, data: bytes) -> bool:
-        if self._transport is not None:
-            self._transport.write(data)
-        return self._drained is None and self._transport is not None
+        if self.transport is not None:
+            self.transport.write(data)
+        return self._drained is None and self.transport is not None
 
     async def _send(self, body: Stream) -> None:
         try:
             while data := await body.read():
-                if self._transport is None:
+                if self.transport is None:
                     break
-                self._transport.write(data)
+                self.transport.write(data)
                 if self._drained is not None:
                     await self._drained
                 await body.splice(self._pass_on)
-            if self._transport is not None and self._transport.can_write_eof():
-                self._transport.write_eof()
+            if self.transport is not None and self.transport.can_write_eof():
+                self.transport.write_eof()
         except Exception:
             # The client's side broke: half of what it said must not look like all.
-            if self._transport is not None:
-                self._transport.abort()
+            if self.transport is not None:
+                self.transport.abort()
         finally:
             body.close()
 
@@ -93,13 +91,11 @@ class Tunnel(Expiring):
             sender.cancel()
 
     def _consumed(self, size: int) -> None:
-        if not self._reading and self._transport is not None and not self._transport.is_closing():
-            self._reading = True
-            self._transport.resume_reading()
+        self._resume_reading()
 
     def _give_up(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
+        if self.transport is not None:
+            self.transport.abort()
 
 
 async def open_tunnel(dial: Dial, load: Load, metrics: PoolMetrics, ledger: Request, body: Body) -> Stream:
@@ -111,6 +107,8 @@ async def open_tunnel(dial: Dial, load: Load, metrics: PoolMetrics, ledger: Requ
         load.connections -= 1
         metrics.connections.value -= 1
 
-    tunnel = await connect(dial, load, metrics, lambda: Tunnel(ended), time_left(ledger, dial.connect_timeout))
+    tunnel = await connect(
+        dial, load, metrics, lambda: Tunnel(ended, ledger.account), time_left(ledger, dial.connect_timeout)
+    )
     tunnel.begin(cast(Stream, body))
     return tunnel.received

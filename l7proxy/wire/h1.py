@@ -285,6 +285,8 @@ class RequestReader(_Reader):
 
     def __init__(self, limits: Limits) -> None:
         super().__init__(limits, True)
+        self.head_size = 0
+        """Bytes of the last head."""
         self._fields = b""
         self._repeated: RequestHead | None = None
 
@@ -327,6 +329,7 @@ class RequestReader(_Reader):
             head = self._interpret(fields[1], method, target, 1 if minor == b"1" else 0)
         self._seen = 0
         self._advance(end)
+        self.head_size = end - at
         head.method = method
         if target[0] == 47:
             head.target = target

@@ -31,6 +31,12 @@ from l7proxy.wire.h2_limits import H2Limits
 
 _KNOWN_BLOCKS = 64
 _KNOWN_BLOCK_SIZE = 512
+_FRAMES = 256
+"""Frames that are read in one turn of the event loop: tiny ones cost as much as big ones."""
+_HEAD = 8
+"""Frames that a head counts for: a request is begun for it."""
+_SMALL = 1024
+"""Bytes of a DATA frame below which it is joined with the one before it."""
 
 T = TypeVar("T")
 
@@ -45,6 +51,8 @@ class Session(Control):
     def __init__(self, client: bool, limits: H2Limits) -> None:
         super().__init__(client, limits)
         self.ended = False
+        self.over_budget = False
+        """Whether `receive` stopped before the last whole frame: call it again, without bytes, in another turn."""
         self.partial_since: float | None = None
         """When the peer began a frame or header section that is not complete yet."""
         self._tail = b""
@@ -52,6 +60,7 @@ class Session(Control):
         self._decoder = Decoder()
         # A header section that waits for its CONTINUATION frames: stream, flags, the parts so far.
         self._block: tuple[int, int, list[bytes]] | None = None
+        self._block_size = 0
         # What blocks that left the decoder's table alone were read as, while that table stays the same.
         self._known: dict[tuple[bytes, bool], RequestFields | ResponseFields | Headers] = {}
         self._known_at = 0
@@ -59,6 +68,7 @@ class Session(Control):
     def receive(self, data: bytes, now: float) -> list[Event]:
         """Takes bytes from the peer; `now` is in monotonic seconds, and may be coarse."""
         if self.ended:
+            self.over_budget = False
             return []
         self._now = now
         if self._tail:
@@ -82,6 +92,11 @@ class Session(Control):
             self._end(fault)
         events, self._events = self._events, []
         return events
+
+    @property
+    def held(self) -> int:
+        """Bytes that wait here: for the peer's windows, or for the rest of a frame or header section."""
+        return self.pending + len(self._tail) + self._block_size
 
     def open(self, fields: Headers, end: bool, bodiless: bool = False) -> H2Stream:
         """Begins a request of ours; `bodiless` says that its response has no body whatever it claims (HEAD)."""
@@ -112,6 +127,8 @@ class Session(Control):
         end = len(data)
         limit = self.limits.frame
         handlers = _HANDLERS
+        budget = _FRAMES
+        self.over_budget = False
         while end - at >= 9:
             word, flags, stream_id = HEADER.unpack_from(data, at)
             size = word >> 8
@@ -120,7 +137,11 @@ class Session(Control):
             stop = at + 9 + size
             if stop > end:
                 break
+            if budget <= 0:
+                self.over_budget = True
+                break
             kind = word & 0xFF
+            budget -= _HEAD if kind == wire.HEADERS else 1
             if not self.configured and (kind != wire.SETTINGS or flags & wire.ACK):
                 raise Fault(Error.PROTOCOL_ERROR, "settings_missing")
             if self._block is not None and kind != wire.CONTINUATION:
@@ -171,7 +192,14 @@ class Session(Control):
             self.consumed(stream, size - length)
         if self._credit >= self._half_window:
             self._open_window()
-        self._events.append(Data(stream, data, ended))
+        events = self._events
+        if length < _SMALL and events:
+            last = events[-1]
+            if type(last) is Data and last.stream is stream and len(last.data) < 8 * _SMALL:
+                last.data += data
+                last.ended = ended
+                return None
+        events.append(Data(stream, data, ended))
         return None
 
     def _on_headers(self, stream_id: int, flags: int, payload: bytes) -> None:
@@ -189,6 +217,7 @@ class Session(Control):
             self._on_block(stream_id, flags, payload)
         else:
             self._block = (stream_id, flags, [payload])
+            self._block_size = len(payload)
 
     def _on_continuation(self, stream_id: int, flags: int, payload: bytes) -> None:
         block = self._block
@@ -198,8 +227,10 @@ class Session(Control):
         if len(parts) > self.limits.continuations:
             raise Fault(Error.ENHANCE_YOUR_CALM, "continuation_flood")
         parts.append(payload)
+        self._block_size += len(payload)
         if flags & END_HEADERS:
             self._block = None
+            self._block_size = 0
             self._on_block(stream_id, block[1], b"".join(parts))
 
     def _on_block(self, stream_id: int, flags: int, block: bytes) -> None:
@@ -237,6 +268,7 @@ class Session(Control):
         length = 0
         if head is not None:
             length = head.length
+            head.size = len(block)
             if length > 0 and (ended or head.method == b"CONNECT"):
                 raise Malformed("content_length")
         self.work += 1

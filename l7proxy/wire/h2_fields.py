@@ -43,7 +43,7 @@ class RequestFields(Struct):
     """The head of one request. `headers` leaves out Host (which is `authority`), Expect and TE.
 
     `protocol` is that of an extended CONNECT (RFC 8441), whose `target` is a path; a plain CONNECT has an empty one.
-    `length` is -1 when no content-length says it.
+    `length` is -1 when no content-length says it; `size` is that of the encoded head in bytes.
     """
 
     method: bytes
@@ -55,6 +55,7 @@ class RequestFields(Struct):
     length: int = -1
     expect: bool = False
     te_trailers: bool = False
+    size: int = 0
 
 
 class ResponseFields(Struct):

@@ -39,6 +39,8 @@ class Sender:
         self.finished = 0
         """Streams that ended well."""
         self.waiting: dict[int, H2Stream] = {}
+        self.pending = 0
+        """Body bytes that the peer's windows do not admit yet, over all streams."""
         self.paused = False
         """Set while the transport takes no more: body bytes then wait although the windows would admit them."""
         self.more = False
@@ -94,6 +96,7 @@ class Sender:
                     self._sent(stream)
             return True
         alone = not self.waiting
+        self.pending += size
         stream.pending = bytes(stream.pending) + data if stream.pending else data
         stream.pending_end = end
         self.waiting[stream.id] = stream
@@ -159,6 +162,7 @@ class Sender:
         last = size == len(pending)
         follows = stream.pending_end
         ends = last and follows is True
+        self.pending -= size
         if size or ends:
             stream.send_window -= size
             self.window -= size
@@ -205,6 +209,7 @@ class Sender:
     def _forget(self, stream: H2Stream) -> None:
         """Both directions have ended before their time."""
         stream.state = 0
+        self.pending -= len(stream.pending)
         stream.pending = b""
         self.waiting.pop(stream.id, None)
         self.streams.pop(stream.id, None)
