@@ -98,6 +98,22 @@ def uvicorn_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
     process.stop()
 
 
+@pytest.fixture(scope="session")
+def h2_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
+    """The address of a Hypercorn process, whose HTTP/2 is not ours: it serves `tests.h2.apps:app` in plain text."""
+    address = free_address()
+    folder = tmp_path_factory.mktemp("hypercorn")
+    settings = folder / "hypercorn.toml"
+    # At its limit of requests Hypercorn sends a GOAWAY that names requests as taken which it then leaves unanswered.
+    settings.write_text(f'bind = ["{address[0]}:{address[1]}"]\nkeep_alive_max_requests = 1000000\n')
+    command = [sys.executable, "-m", "hypercorn", "tests.h2.apps:app", "--config", str(settings)]
+    root = str(Path(__file__).parents[1])
+    process = Process("hypercorn", command, folder, {"PYTHONPATH": root})
+    process.wait_until(lambda: accepts(address))
+    yield address
+    process.stop()
+
+
 @pytest.fixture
 def nginx(tmp_path: Path) -> Iterator[Callable[..., Nginx]]:
     """Starts an nginx: `nginx(server="...")`; the test is to be marked `needs("nginx")`."""

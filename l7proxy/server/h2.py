@@ -63,7 +63,7 @@ class H2Protocol(PacedProtocol):
         self.client: tuple[str, int] | None = None
         self.server: tuple[str, int] | None = None
         self.destination: tuple[str, int] | None = None
-        self.account = BufferAccount(listener.buffers)
+        self.account = BufferAccount(listener.buffers, many=True)
         self.session = Session(False, listener.h2_limits)
         self.exchanges: set[H2Exchange] = set()
         self.serves: Callable[[bytes], bool] | None = None
@@ -302,6 +302,8 @@ class H2Protocol(PacedProtocol):
         exchange.body = b""
         exchange.settle()
         self.exchanges.discard(exchange)
+        if self.account.held or self._waiting:
+            self.flush_soon()
         self.listener.answered += 1
         session = self.session
         session.release(stream)
@@ -412,6 +414,8 @@ class H2Protocol(PacedProtocol):
         if self._in_session != session.held:
             self.account.add(session.held - self._in_session)
             self._in_session = session.held
+        if self.account.held:
+            self.account.release()
         if self._waiting:
             self._begin_waiting()
         if session.more and not session.paused:

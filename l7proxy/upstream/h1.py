@@ -64,6 +64,9 @@ class H1Connection(Expiring):
         self._sender: asyncio.Task[None] | None = None
         self._sending = False
         self._ledger: Request | None = None
+        self._account = UNACCOUNTED
+        self._on_hold = False
+        """Whether the client of the request holds all that it may."""
         self._deadlines = deadlines
         self._deadline = NEVER
         self._watched = NEVER
@@ -129,6 +132,10 @@ class H1Connection(Expiring):
         waiter: Waiter[tuple[ResponseHead, Body]] = Waiter(loop=self._loop)
         self._waiter = waiter
         self._ledger = ledger
+        if ledger is not None:
+            self._account = ledger.account
+            if self._account.sources is not None:
+                self._account.enter(self)
         if not self._sending:
             self._arm()
         try:
@@ -210,6 +217,7 @@ class H1Connection(Expiring):
             else:
                 stream.fail(ProxyError("upstream_reset", "closed inside the response body"))
         self._stream = None
+        self._leave_account()
         self._stop_sending()
         self._done(self, False)
 
@@ -264,7 +272,7 @@ class H1Connection(Expiring):
                 if complete and not reader.trailers:
                     body = data
                 else:
-                    stream = body = Stream(self._consumed, self._closed, self._account())
+                    stream = body = Stream(self._consumed, self._closed, self._account)
                     if data:
                         stream.feed(data)
                     if isinstance(event, bytes):
@@ -304,6 +312,7 @@ class H1Connection(Expiring):
         if self._reader.buffered:
             self.surplus = True
         reusable = head.keep_alive and not self._reader.buffered
+        self._leave_account()
         self._resume_reading()
         if self._sender is not None and self._unsent():
             # Who answers before the end of a request may never read the rest of it.
@@ -341,7 +350,7 @@ class H1Connection(Expiring):
         # RFC 9110 8.6: nothing has a length here.
         head.headers = [*without(head.headers, b"content-length"), (b"upgrade", chosen)]
         self._tunnel = True
-        stream = self._stream = Stream(self._consumed, self._closed, self._account())
+        stream = self._stream = Stream(self._consumed, self._closed, self._account)
         if rest := self._reader.take_rest():
             stream.feed(rest)
         waiter = self._take_waiter()
@@ -425,9 +434,15 @@ class H1Connection(Expiring):
             self._stream = None
         self.abort()
 
-    def _account(self) -> BufferAccount:
-        """Returns the account of the client that waits for the head."""
-        return UNACCOUNTED if self._ledger is None else self._ledger.account
+    def hold(self) -> None:
+        """See `core.buffers.Source`."""
+        self._on_hold = True
+        self._pause_reading()
+
+    def release(self) -> None:
+        """See `core.buffers.Source`."""
+        self._on_hold = False
+        self._consumed(0)
 
     def _pace(self, stream: Stream) -> None:
         """Reads on when the body has been read, or in the next turn when there was too much of it for one."""
@@ -437,17 +452,25 @@ class H1Connection(Expiring):
             self._yield_turn()
 
     def _read_on(self) -> None:
-        if self._stream is not None:
+        if self._stream is not None and not self._on_hold:
             self._receive_body(self._stream)
-        if not self._yielded and (self._stream is None or not self._stream.above_high_water):
-            self._resume_reading()
+        if not self._yielded:
+            self._consumed(0)
 
     def _consumed(self, size: int) -> None:
-        if not self._reading:
-            if self._reader.over_budget:
-                self._yield_turn()
-            else:
-                self._resume_reading()
+        """Reads on, unless what has been read has to be taken first."""
+        if self._reading or self._on_hold or (self._stream is not None and self._stream.above_high_water):
+            return
+        if self._reader.over_budget:
+            self._yield_turn()
+        else:
+            self._resume_reading()
+
+    def _leave_account(self) -> None:
+        if self._account.sources is not None:
+            self._account.leave(self)
+        self._account = UNACCOUNTED
+        self._on_hold = False
 
     def _closed(self) -> None:
         """The reader of the response gave up."""

@@ -38,7 +38,7 @@ _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,16})(;[^\x00-\x08\x0a-\x1f\x7f]*)?\r\n")
 # Chunks of 1 to 15 bytes are read in runs, at a quarter of what they cost one by one.
 _TINY = b"|".join(b"[%x%X]\r\n.{%d}\r\n" % (size, size, size) for size in range(1, 16))
 _TINY_CHUNK = re.compile(_TINY, re.DOTALL)
-_TINY_CHUNKS = re.compile(b"(?:%b)++" % _TINY, re.DOTALL)
+_TINY_CHUNKS = re.compile(b"(?:%b)+" % _TINY, re.DOTALL)
 _TINY_DATA = itemgetter(slice(3, -2))
 _TINY_RUN = 1024
 """Bytes of one run, so that a budget is not exceeded by much."""

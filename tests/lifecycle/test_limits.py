@@ -8,7 +8,7 @@ import time
 
 from tests.conftest import StartServer, StartSidecar
 from tests.support.client import Client
-from tests.support.net import Address, wait_for
+from tests.support.net import wait_for
 from tests.support.server import OK, Connection
 from tests.support.sidecar import Sidecar
 
@@ -69,28 +69,6 @@ def test_connections_beyond_the_limit_wait(sidecar: StartSidecar, serve: StartSe
         for client in clients[:2]:
             client.close()
         assert [client.read().status for client in clients[3:]] == [200] * 2
-
-
-def test_bytes_that_wait_for_slow_readers_are_limited(sidecar: StartSidecar, uvicorn_app: Address) -> None:
-    proxy = sidecar(app=uvicorn_app, limits={"buffered": "2MiB"})
-    with contextlib.ExitStack() as stack:
-        other = stack.enter_context(proxy.client())
-        assert other.request(GET).status == 200
-        slow = []
-        for _ in range(12):
-            client = stack.enter_context(proxy.client(receive_buffer=4096))
-            with contextlib.suppress(TimeoutError):
-                client.send(b"GET /bytes/100000000 HTTP/1.1\r\nhost: test\r\n\r\n")
-            slow.append(client)
-        wait_for(lambda: proxy.metrics()("l7proxy_buffered_bytes") > 2 << 20)
-        answer = other.request(GET)
-        assert (answer.status, answer["x-l7proxy-error"]) == (503, "overflow")
-        operators_are_answered(proxy)
-        assert proxy.metrics()("l7proxy_buffered_bytes") < 12 << 20
-        for client in slow:
-            client.reset()
-        wait_for(lambda: proxy.metrics()("l7proxy_buffered_bytes") == 0)
-        assert other.request(GET).status == 200
 
 
 def test_without_descriptors_connections_live_and_operators_are_answered(
