@@ -18,8 +18,10 @@ _bio_read, _bio_write = openssl.bio_read, openssl.bio_write
 _get_error = openssl.get_error
 
 
-_MOST_WAITING = 16
-"""Pieces of a handshake that may wait for their turn before the rest is left in the kernel."""
+_MAX_WAITING = 64 * 1024
+"""Bytes of a handshake that may wait for their turn before the rest is left in the kernel."""
+_MAX_RECORDS = 256
+"""Records that are decrypted in one turn of the event loop: one of a single byte costs as much as a full one."""
 
 
 class Role(Protocol):
@@ -83,6 +85,10 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self._closing = False
         self._ended = False
         self._half = False
+        self._paused = False
+        """Whether the inner protocol wants to read nothing now."""
+        self._behind = False
+        """Whether records wait to be decrypted in another turn."""
         # Bytes that the record under way still lacks; 0 at the end of one, -1 where that is not known.
         self._lacks = 0
         self._told = False
@@ -102,7 +108,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             self._lacks = _missing(data, self._lacks)
             if len(waiting) == 1:
                 self.role.step(self)
-            elif len(waiting) == _MOST_WAITING:
+            if sum(map(len, waiting)) > _MAX_WAITING:
                 self.pause_reading()
 
     def eof_received(self) -> bool:
@@ -164,11 +170,15 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         return self._closing or self.tcp is None or self.tcp.is_closing()
 
     def pause_reading(self) -> None:
+        self._paused = True
         if self.tcp is not None:
             self.tcp.pause_reading()
 
     def resume_reading(self) -> None:
-        if self.tcp is not None:
+        self._paused = False
+        if self._behind:
+            self._decrypt_later()
+        elif self.tcp is not None:
             self.tcp.resume_reading()
 
     def is_reading(self) -> bool:
@@ -239,7 +249,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             return
         for data in waiting:
             _bio_write(self._in, data, len(data))
-        if len(waiting) >= _MOST_WAITING:
+        if self._paused:
             self.resume_reading()
         waiting.clear()
         result = openssl.do_handshake(self._ssl)
@@ -284,6 +294,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         """Makes the closures that decrypt for `receive` and encrypt what is written."""
         ssl, incoming, outgoing = self._ssl, self._in, self._out
         send, flush, end, fail = self._send, self._flush, self._end, self._break
+        later = self._decrypt_later
         missing, self._lacks = self._lacks, -1
 
         def data_received(data: bytes) -> None:
@@ -299,6 +310,10 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             pieces = []
             while size > 0:
                 pieces.append(VIEW[0:size])
+                if len(pieces) == _MAX_RECORDS:
+                    later()
+                    receive(b"".join(pieces))
+                    return
                 size = _ssl_read(ssl, BUFFER, SIZE)
             # Asked before anything else happens: OpenSSL only remembers its last failure.
             error = _get_error(ssl, size)
@@ -325,6 +340,19 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         if self.tcp is not None:
             # uvloop looks the method up once.
             self.tcp.set_protocol(self)
+
+    def _decrypt_later(self) -> None:
+        """Leaves the records that are there to the next turn of the event loop, for which other connections wait."""
+        self._behind = True
+        if self.tcp is not None:
+            self.tcp.pause_reading()
+            asyncio.get_running_loop().call_soon(self._on_turn)
+
+    def _on_turn(self) -> None:
+        if self.tcp is not None and self._behind and not self._paused:
+            self._behind = False
+            self.tcp.resume_reading()
+            self.data_received(b"")
 
     def _end(self, error: int) -> None:
         """Nothing more can be read: the peer said so, or what it sent makes no sense."""

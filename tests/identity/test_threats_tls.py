@@ -250,3 +250,31 @@ def test_a_denial_names_its_rule_in_the_log_and_not_to_the_client(
     assert line["peer"] == WEB
     assert "no allow rule matches, at " in line["detail"]
     assert f"{started.config}:" in line["detail"]
+
+
+def test_records_of_a_single_byte_arrive_whole_and_in_order(
+    secure: StartSecure, app: Server, ca: Authority, web: Pair
+) -> None:
+    """Thousands of them come in one read, and are decrypted over several turns of the event loop."""
+    proxy = secure()
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context(ca, web).wrap_bio(incoming, outgoing)
+    with Client(proxy.inbound) as client:
+        while True:
+            try:
+                tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                client.send(outgoing.read())
+                incoming.write(client.sock.recv(65536))
+        body = bytes(number % 251 for number in range(5000))
+        for byte in b"POST / HTTP/1.1\r\nhost: orders\r\ncontent-length: 5000\r\n\r\n" + body:
+            tls.write(bytes((byte,)))
+        client.send(outgoing.read())
+        answer = b""
+        while not answer.endswith(b"ok"):
+            incoming.write(client.sock.recv(65536))
+            with contextlib.suppress(ssl.SSLWantReadError):
+                answer += tls.read(65536)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert app.requests[-1].body == body
