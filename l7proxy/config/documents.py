@@ -99,6 +99,7 @@ def _resource(root: Node, notes: Notes) -> Any:
         notes.file,
         notes.offset + first,
         {path: line - first for path, line in notes.lines.items()},
+        metadata.creation_timestamp if kind.foreign else "",
     )
 
 

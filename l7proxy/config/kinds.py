@@ -37,8 +37,8 @@ KINDS: dict[str, Kind] = {
         Kind("Sidecar", (API_VERSION,), "l7proxy.config.model:Sidecar"),
         Kind("Upstream", (API_VERSION,), "l7proxy.config.model:Upstream"),
         Kind("Route", (API_VERSION,), "l7proxy.config.model:Route"),
-        Kind("PeerAuthentication", _ISTIO, "l7proxy.config.istio:PeerAuthentication", True, _TRANSLATE_ISTIO),
-        Kind("AuthorizationPolicy", _ISTIO, "l7proxy.config.istio:AuthorizationPolicy", True, _TRANSLATE_ISTIO),
+        Kind("PeerAuthentication", _ISTIO, "l7proxy.config.istio_model:PeerAuthentication", True, _TRANSLATE_ISTIO),
+        Kind("AuthorizationPolicy", _ISTIO, "l7proxy.config.istio_model:AuthorizationPolicy", True, _TRANSLATE_ISTIO),
         Kind("HTTPRoute", _GATEWAY, "l7proxy.config.gateway_model:HTTPRoute", True, routes=_GATEWAY_ROUTES),
         Kind("GRPCRoute", _GATEWAY[:1], "l7proxy.config.gateway_model:GRPCRoute", True, routes=_GATEWAY_ROUTES),
     )

@@ -25,6 +25,7 @@ from l7proxy.core.fields import (
     PathText,
     Regex,
     Size,
+    Timestamp,
     UpstreamName,
     Url,
 )
@@ -539,12 +540,14 @@ class Metadata(Part, frozen=True):
 class ForeignMetadata(Metadata, frozen=True, forbid_unknown_fields=False):
     """Metadata as Kubernetes writes it, with keys that say nothing to us."""
 
+    creation_timestamp: Annotated[Timestamp, doc("When it was created, which Kubernetes writes.")] = ""
+
 
 class Resource(Struct, Generic[Spec], frozen=True, gc=False):
     """One document: its name, what it says, and where it stands.
 
     `line` is the line of its first key; `lines` maps the path of each value (`spec.policies.authorization.allow[0]`) to
-    the number of lines after that.
+    the number of lines after that. `created` is when Kubernetes created it, in UTC, "" where that is not written.
     """
 
     kind: str
@@ -556,6 +559,7 @@ class Resource(Struct, Generic[Spec], frozen=True, gc=False):
     file: str = ""
     line: int = 0
     lines: dict[str, int] = {}
+    created: str = ""
 
     def where(self, path: str) -> tuple[str, int]:
         """Returns (file, line) of the value at `path`, or of the nearest value that encloses it."""

@@ -7,6 +7,7 @@ Each is an annotated type whose `Meta(extra={"format": name})` names a row of `F
 import ipaddress
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Annotated, Any, NamedTuple
 from urllib.parse import SplitResult, quote, urlsplit
 
@@ -54,6 +55,8 @@ PathRegex = Annotated[str, Meta(extra={"format": "pathregex"})]
 """A Regex for paths, which come in ASCII."""
 Cidr = Annotated[str, Meta(extra={"format": "cidr"})]
 """An address or a block of addresses: `10.0.0.0/8`, `192.0.2.7`, `fd00::/8`."""
+Timestamp = Annotated[str, Meta(extra={"format": "timestamp"})]
+"""A moment as RFC 3339 writes it: `2024-05-01T12:00:00Z`."""
 HeaderName = Annotated[str, Meta(extra={"format": "header"})]
 """The name of a header field, lower case once it is read."""
 HeaderValue = Annotated[str, Meta(extra={"format": "value"})]
@@ -72,6 +75,7 @@ _SIZE = re.compile(r"([0-9]{1,12})(B|KiB|MiB|GiB)")
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _NUMBERS = re.compile(r"[0-9]+(?:\.[0-9]+)+")
+_TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII | re.IGNORECASE)
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
@@ -136,6 +140,16 @@ def network(text: str) -> str:
         return str(network_of(text))
     except ValueError:
         raise ValueError(f"{text!r} is not an address or a block like 10.0.0.0/8") from None
+
+
+def timestamp(text: str) -> str:
+    """Returns a moment of RFC 3339 in UTC: such texts sort as the moments do."""
+    try:
+        if not _TIMESTAMP.fullmatch(text):
+            raise ValueError
+        return datetime.fromisoformat(text.upper()).astimezone(UTC).isoformat(timespec="microseconds")
+    except (ValueError, OverflowError):
+        raise ValueError(f"{text!r} is not a time like 2024-05-01T12:00:00Z") from None
 
 
 def url(text: str) -> str:
@@ -280,6 +294,7 @@ FORMATS: dict[str, Format] = {
         Format("value", _value, "blue"),
         Format("method", _token, "GET", r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"),
         Format("file", _file, "certs/tls.crt", r"^.+$", refers=True),
+        Format("timestamp", timestamp, "2024-05-01T12:00:00Z", r"^[0-9-]{10}[Tt][0-9:.]+([Zz]|[+-][0-9:]+)$"),
         Format("upstream", _upstream, "payments", r"^.+$", refers=True),
     )
 }

@@ -335,13 +335,13 @@ class Compiler:
         """Takes the AuthorizationPolicies that hold for every inbound route beside the route's own rules."""
         rules = None
         if "AuthorizationPolicy" in model.others:
-            from l7proxy.config import istio
+            from l7proxy.config import istio, istio_scope
 
             rules = istio.rules(model)
         if rules is None:
             self._authorizer = None
             return
-        port = istio.app_port(model)
+        port = istio_scope.app_port(model)
         if self._authorizer is None or (self._authorizer.rules, self._authorizer.port) != (rules, port):
             self._authorizer = Authorizer(rules, port)
 

@@ -64,7 +64,8 @@ def test_the_document_loads_exactly_as_it_is(tmp_path: Path) -> None:
 
 
 MESH, NAMESPACE = authentication("STRICT", "istio-system"), authentication("PERMISSIVE", "shop")
-WORKLOAD = authentication("DISABLE", "shop", {"app": "orders"})
+OURS = {"app": "orders"}
+WORKLOAD = authentication("DISABLE", "shop", OURS)
 
 
 @pytest.mark.parametrize(
@@ -74,18 +75,20 @@ WORKLOAD = authentication("DISABLE", "shop", {"app": "orders"})
         ([MESH], 8080, "STRICT"),
         ([MESH, NAMESPACE], 8080, "PERMISSIVE"),
         ([MESH, NAMESPACE, WORKLOAD], 8080, "DISABLE"),
-        ([authentication("STRICT", "shop", portLevelMtls={"8080": {"mode": "DISABLE"}})], 8080, "DISABLE"),
-        ([authentication("STRICT", "shop", portLevelMtls={"8080": {"mode": "DISABLE"}})], 9090, "STRICT"),
-        ([authentication("UNSET", "shop", portLevelMtls=[{"port": 8080, "mode": "STRICT"}]), WORKLOAD], 8080, "STRICT"),
+        ([authentication("STRICT", "shop", OURS, portLevelMtls={"8080": {"mode": "DISABLE"}})], 8080, "DISABLE"),
+        ([authentication("STRICT", "shop", OURS, portLevelMtls={"8080": {"mode": "DISABLE"}})], 9090, "STRICT"),
+        ([authentication("STRICT", "shop", portLevelMtls={"8080": {"mode": "DISABLE"}})], 8080, "STRICT"),
+        ([authentication("UNSET", "shop", OURS, portLevelMtls=[{"port": 8080, "mode": "STRICT"}]), NAMESPACE], 8080,
+         "STRICT"),
         ([authentication("UNSET", "shop"), MESH], 8080, "STRICT"),
-        ([authentication("UNSET", "shop", {"app": "orders"}), NAMESPACE], 8080, "PERMISSIVE"),
+        ([authentication("UNSET", "shop", OURS), NAMESPACE], 8080, "PERMISSIVE"),
         ([authentication("STRICT", "other")], 8080, "PERMISSIVE"),
         ([authentication("STRICT", "shop", {"app": "web"})], 8080, "PERMISSIVE"),
-        ([authentication("STRICT", "shop", portLevelMtls={"8080": {"mode": "UNSET"}})], 8080, "STRICT"),
+        ([authentication("STRICT", "shop", OURS, portLevelMtls={"8080": {"mode": "UNSET"}})], 8080, "STRICT"),
         (
             [
                 authentication("UNSET", "istio-system", portLevelMtls=[{"port": 8080, "mode": "DISABLE"}]),
-                authentication("UNSET", "shop", {"app": "orders"}, portLevelMtls={"8080": {"mode": "STRICT"}}),
+                authentication("UNSET", "shop", OURS, portLevelMtls={"8080": {"mode": "STRICT"}}),
                 authentication("UNSET", "shop", portLevelMtls=[{"port": 8080, "mode": "PERMISSIVE"}]),
             ],
             8080,
@@ -100,7 +103,7 @@ def test_the_most_specific_mode_wins(documents: list[str], port: int, mode: str,
 
 def test_the_port_is_that_of_whatever_stands_for_the_application(tmp_path: Path) -> None:
     stands_for = yaml.safe_dump(upstream("app", ("127.0.0.1", 9090)))
-    levels = authentication("PERMISSIVE", portLevelMtls={"9090": {"mode": "STRICT"}})
+    levels = authentication("PERMISSIVE", "shop", OURS, portLevelMtls={"9090": {"mode": "STRICT"}})
     assert mode_of(tmp_path, stands_for, levels, port=8080) == "STRICT"
     assert mode_of(tmp_path, levels, port=8080) == "PERMISSIVE"
 
@@ -128,7 +131,7 @@ def test_strict_without_a_certificate_is_refused_with_its_line(tmp_path: Path) -
     with pytest.raises(ConfigError) as raised:
         load([str(file)])
     (problem,) = raised.value.problems
-    line = next(n for n, text in enumerate(file.read_text().splitlines(), 1) if "port: 8080" in text)
+    line = next(n for n, text in enumerate(file.read_text().splitlines(), 1) if text == "  mtls:")
     assert (problem.file, problem.line) == (str(file), line)
     assert "needs a certificate" in problem.message
 
