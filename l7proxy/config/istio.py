@@ -16,13 +16,13 @@ from l7proxy.config.istio_scope import in_scope, is_port, selects
 from l7proxy.config.model import Model, Resource
 from l7proxy.core.errors import ConfigError, Problem
 from l7proxy.core.fields import network
-from l7proxy.filters.authorizer import Attribute, Clause, Rule, RuleSet, check_header, check_path
+from l7proxy.filters.authorizer import Attribute, Clause, Rule, RuleSet, check_header, check_path, is_of_mesh
 
 Group = tuple[tuple[Clause, ...], ...]
 
 _PATTERN = re.compile(r"\*|\*?[^*]+|[^*]+\*")
 _TEMPLATED = re.compile(r"\{\*\*?\}")
-_BRACES = frozenset("{}")
+_ACCOUNT = re.compile(r"([^/*]+/)?[^/*]+")
 _LATER: dict[str, str] = {
     "request.auth.": "JWT authentication is not supported yet",
     "experimental.": "Envoy's own filter state does not exist here",
@@ -35,12 +35,14 @@ _KEYS: dict[str, Attribute] = {
     "source.namespace": "namespace",
     "source.principal": "principal",
     "source.serviceAccount": "serviceAccount",
+    "source.trustDomain": "trustDomain",
     "destination.port": "port",
 }
 _SOURCE: tuple[tuple[str, Attribute], ...] = (
     ("principals", "principal"),
     ("namespaces", "namespace"),
     ("service_accounts", "serviceAccount"),
+    ("trust_domains", "trustDomain"),
     ("ip_blocks", "peerIP"),
     ("remote_ip_blocks", "clientIP"),
 )
@@ -66,7 +68,7 @@ def translate(model: Model) -> Model:
     warnings: list[Problem] = []
     found = None
     try:
-        enforced = rules(model)
+        enforced = rules(model, warnings)
         if enforced is not None and enforced.by_path:
             problems += _originals(model, enforced)
     except ConfigError as error:
@@ -102,15 +104,22 @@ def _originals(model: Model, enforced: RuleSet) -> list[Problem]:
     ]
 
 
-def rules(model: Model) -> RuleSet | None:
-    """Returns the rules of all AuthorizationPolicies that apply to us, None if none does; raises ConfigError."""
+def rules(model: Model, warnings: list[Problem] | None = None) -> RuleSet | None:
+    """Returns the rules of all AuthorizationPolicies that apply to us, None if none does; raises ConfigError.
+
+    Adds to `warnings` what is written in vain.
+    """
     problems: list[Problem] = []
     found: dict[str, list[Rule]] = {"DENY": [], "ALLOW": [], "AUDIT": []}
     allows = shadow_allows = any_applies = False
     where = ""
     for document in in_scope("AuthorizationPolicy", model):
         spec: AuthorizationPolicy = document.spec
-        if not selects(document, model, problems) or spec.target_refs:
+        targets = spec.target_refs or spec.target_ref
+        if spec.selector is not None and targets:
+            message = "spec: only one of selector and targetRefs can stand here: Istio would apply it to no sidecar"
+            problems.append(Problem(*document.where("spec.selector"), message))
+        if not selects(document, model, problems) or targets:
             continue
         any_applies = True
         translated = list(_translate(document, model, problems))
@@ -118,10 +127,16 @@ def rules(model: Model) -> RuleSet | None:
             message = "action CUSTOM asks an external authorizer, which is not supported: nothing would be enforced"
             problems.append(Problem(*document.where("spec.action"), message))
             continue
+        if spec.provider:
+            message = f"spec.provider: stands beside action CUSTOM alone, not beside {spec.action}"
+            problems.append(Problem(*document.where("spec.provider"), message))
         shadow = _DRY_RUN.get(document.annotations.get("istio.io/dry-run", "false"))
         if shadow is None:
             problems.append(Problem(*document.where(""), "the annotation istio.io/dry-run is neither true nor false"))
             continue
+        if spec.action == "DENY" and not spec.rules and warnings is not None:
+            message = "a DENY policy without rules denies nothing, as in Istio; `rules: [{}]` denies everything"
+            warnings.append(Problem(*document.where("spec"), message))
         found[spec.action] += [structs.replace(rule, shadow=shadow) for rule in translated]
         if spec.action == "ALLOW":
             allows |= not shadow
@@ -164,6 +179,16 @@ def _translate(document: Resource[Any], model: Model, problems: list[Problem]) -
         yield Rule(f"{name}[{number}]", tuple(groups), where="{}:{}".format(*document.where(place)))
 
 
+def _check_template(path: str) -> None:
+    """Raises ValueError for braces in a path that are no template, as Istio's CheckValidPathTemplate reads them."""
+    segments = path.strip("/").split("/")
+    templates = [segment for segment in segments if _TEMPLATED.fullmatch(segment)]
+    if sum(segment.count("{") + segment.count("}") for segment in segments) != 2 * len(templates):
+        raise ValueError(f"{path!r}: braces stand for a template, which is a segment {{*}} or {{**}}")
+    if "{**}" in templates[:-1]:
+        raise ValueError(f"{path!r}: no template comes after {{**}}")
+
+
 def _names_accounts(source: Source) -> bool:
     return bool(source.service_accounts or source.not_service_accounts)
 
@@ -177,6 +202,7 @@ class _Reader:
 
     def __init__(self, document: Resource[Any], namespace: str, problems: list[Problem]) -> None:
         self._document = document
+        self._allows = document.spec.action == "ALLOW"
         self._namespace = namespace
         self._problems = problems
 
@@ -206,7 +232,7 @@ class _Reader:
     def condition(self, entry: Condition, path: str) -> Iterator[Clause]:
         """Yields the clauses of one condition."""
         header = _HEADER.fullmatch(entry.key)
-        attribute: Attribute | None = "header" if header else _KEYS.get(entry.key)
+        attribute: Attribute | None = "headerField" if header else _KEYS.get(entry.key)
         if attribute is None:
             why = next((why for start, why in _LATER.items() if entry.key.startswith(start)), "there is no such key")
             self._wrong(f"{path}.key", f"{entry.key!r}: {why}")
@@ -240,19 +266,37 @@ class _Reader:
                 elif attribute == "serviceAccount" and "*" in value:
                     # As in Istio. https://istio.io/latest/docs/reference/config/security/authorization-policy/#Source
                     raise ValueError(f"{value!r}: a service account is named without *; principals may have one")
+                elif attribute == "serviceAccount" and not _ACCOUNT.fullmatch(value):
+                    raise ValueError(f"{value!r} is not a service account like NAME or NAMESPACE/NAME")
                 elif attribute == "principal" and value.startswith("spiffe://"):
                     raise ValueError(f"{value!r}: a principal is written without spiffe://")
                 if attribute == "path":
-                    if not _BRACES.isdisjoint(_TEMPLATED.sub("", value)):
-                        raise ValueError(f"{value!r}: braces stand for a template, which is {{*}} or {{**}}")
+                    _check_template(value)
                     check_path(value)
             except ValueError as error:
                 self._wrong(path, str(error))
                 continue
             if attribute == "serviceAccount" and "/" not in value:
                 value = f"{self._namespace}/{value}"
-            checked.append(value)
-        return Clause(attribute, tuple(checked), negated, key)
+            checked.append(str(int(value)) if attribute == "port" else value)
+        attribute, found = self._reading(attribute, checked, negated)
+        return Clause(attribute, tuple(found), negated, key)
+
+    def _reading(self, attribute: Attribute, values: list[str], negated: bool) -> tuple[Attribute, list[str]]:
+        """Returns the attribute that these values are compared with, and the values as they are compared.
+
+        Where Istio compares less than we know of a request, the narrower reading lets through and the wider denies.
+        """
+        lets_through = self._allows != negated
+        if attribute == "host" and lets_through:
+            # Envoy compares the port too; for us `example.com:8080` is `example.com`, which no DENY may miss.
+            return "authority", [value.lower() for value in values]
+        if attribute == "principal" and "*" in values and not lets_through:
+            # For Envoy a DNS name is a principal as well.
+            return "identity", ["*"]
+        if attribute == "principal" and any(map(is_of_mesh, values)):
+            return "meshPrincipal", values
+        return attribute, values
 
     def _wrong(self, path: str, message: str) -> None:
         self._problems.append(Problem(*self._document.where(path), message))

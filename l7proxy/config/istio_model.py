@@ -50,6 +50,8 @@ class Source(Part, frozen=True):
     not_namespaces: Annotated[Texts, doc("Namespaces that are not meant.")] = ()
     service_accounts: Annotated[Texts, doc("Service accounts of callers, `NAMESPACE/NAME` or `NAME`, no `*`.")] = ()
     not_service_accounts: Annotated[Texts, doc("Service accounts that are not meant.")] = ()
+    trust_domains: Annotated[Texts, doc("Trust domains of callers.")] = ()
+    not_trust_domains: Annotated[Texts, doc("Trust domains that are not meant.")] = ()
     ip_blocks: Annotated[Texts, doc("Addresses of the peer.")] = ()
     not_ip_blocks: Annotated[Texts, doc("Addresses of the peer that are not meant.")] = ()
     remote_ip_blocks: Annotated[Texts, doc("Addresses of the client, as trusted proxies forward it.")] = ()
@@ -106,6 +108,9 @@ class AuthorizationPolicy(Part, frozen=True):
     target_refs: Annotated[
         tuple[dict[str, str], ...], doc("Gateways and services; such policies are not for sidecars and do nothing.")
     ] = ()
+    target_ref: Annotated[dict[str, str], doc("One of `targetRefs`, as older documents write it.")] = field(
+        default_factory=dict
+    )
     rules: Annotated[tuple[AuthorizationRule, ...], doc("Any of these.")] = ()
     action: Annotated[Literal["ALLOW", "DENY", "AUDIT", "CUSTOM"], doc("What a match means.")] = "ALLOW"
     provider: Annotated[dict[str, str], doc("Who decides for CUSTOM.")] = field(default_factory=dict)

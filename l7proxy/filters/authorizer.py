@@ -13,7 +13,7 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from l7proxy.core.address import address_of, network_of
-from l7proxy.core.headers import HOP_BY_HOP, joined
+from l7proxy.core.headers import HOP_BY_HOP, find_all, joined
 from l7proxy.core.message import Request
 from l7proxy.core.patterns import whole
 from l7proxy.wire.authority import host_of, port_of
@@ -21,8 +21,8 @@ from l7proxy.wire.framing import Malformed
 from l7proxy.wire.path import normalise, reading, spelled
 
 Attribute = Literal[
-    "identity", "principal", "namespace", "serviceAccount", "trustDomain", "peerIP", "clientIP", "anyIP", "method",
-    "path", "host", "port", "header",
+    "identity", "principal", "meshPrincipal", "namespace", "serviceAccount", "trustDomain", "peerIP", "clientIP",
+    "anyIP", "method", "path", "host", "authority", "port", "header", "headerField",
 ]  # fmt: skip
 Outcome = Literal["ALLOW", "DENY"]
 
@@ -40,6 +40,10 @@ class Clause(Struct, frozen=True):
     A value is compared whole; `*` at its end or start stands for any text there, `*` alone for any text but none.
     Paths are compared as applications read them (`wire.path.reading`), hosts as the router does. Addresses are blocks.
     `key` is the name of a header.
+
+    Three attributes are what Envoy compares for Istio: `authority` is host and port as they were sent, without regard
+    to case; `headerField` all values of a header joined by commas, where `*` is any that is there, even empty; and of a
+    `meshPrincipal` the trust domain `cluster.local` is ours too.
     """
 
     attribute: Attribute
@@ -93,14 +97,18 @@ class Verdict(Struct, frozen=True):
 
 
 class Authorizer:
-    """Decides requests by one RuleSet. `port` is the application's, for requests whose destination is not known."""
+    """Decides requests by one RuleSet.
 
-    def __init__(self, rules: RuleSet, port: int = 0) -> None:
+    `port` is the application's, for requests whose destination is not known; `trust_domain` returns that of our own
+    certificate, "" while there is none.
+    """
+
+    def __init__(self, rules: RuleSet, port: int = 0, trust_domain: Callable[[], str] = str) -> None:
         self.rules = rules
-        self.port = port
-        self._deny = Table(rules.deny, port)
-        self._allow = Table(rules.allow, port)
-        self._audit = Table(rules.audit, port)
+        self.made_of = rules, port, trust_domain
+        self._deny = Table(rules.deny, port, trust_domain)
+        self._allow = Table(rules.allow, port, trust_domain)
+        self._audit = Table(rules.audit, port, trust_domain)
         self._in_shadow = any(rule.shadow for rule in (*rules.deny, *rules.allow)) or (
             rules.shadow_allows and not rules.allows
         )
@@ -140,7 +148,7 @@ class Authorizer:
 class Table:
     """Rules as rows of clauses; `match` returns the mask of the rows that a request satisfies."""
 
-    def __init__(self, rules: Sequence[Rule], port: int = 0) -> None:
+    def __init__(self, rules: Sequence[Rule], port: int = 0, trust_domain: Callable[[], str] = str) -> None:
         rows: list[tuple[Rule, tuple[Clause, ...]]] = []
         for rule in rules:
             rows += [(rule, tuple(chain.from_iterable(choice))) for choice in product(*rule.groups)]
@@ -148,7 +156,8 @@ class Table:
         self._all = (1 << len(rows)) - 1
         self._live = sum(1 << index for index, rule in enumerate(self._owners) if not rule.shadow)
         self._columns = [
-            (_reader(attribute, key, port), column.mask) for (attribute, key, _), column in _columns(rows).items()
+            (_reader(attribute, key, port, trust_domain), column.mask)
+            for (attribute, key, _), column in _columns(rows).items()
         ]
 
     def match(self, request: Request) -> int:
@@ -199,7 +208,7 @@ class _Column:
                 self._find = _finder(self._attribute, self._patterns)
             found = self._find(value)
             mask = self._free | (found & ~self._negated) | (self._negated & ~found)
-            if len(value) <= _LONGEST_VALUE:
+            if value is None or len(value) <= _LONGEST_VALUE:
                 if len(self._known) >= _MOST_VALUES:
                     self._known.clear()
                 self._known[value] = mask
@@ -221,8 +230,21 @@ def _columns(rows: list[tuple[Rule, tuple[Clause, ...]]]) -> dict[tuple[Attribut
     return columns
 
 
-def _reader(attribute: Attribute, key: str, port: int) -> Callable[[Request], Any]:
+def _reader(attribute: Attribute, key: str, port: int, trust_domain: Callable[[], str]) -> Callable[[Request], Any]:
     """Returns the function that takes an attribute from a request: text as bytes, identities and addresses as str."""
+    if attribute == "headerField":
+        field = key.lower().encode()
+
+        def values(request: Request) -> bytes | None:
+            found = find_all(request.headers, field)
+            return b",".join(found) if found else None
+
+        return values
+    if attribute == "meshPrincipal":
+        return lambda request: (
+            request.peer.uri[9:],
+            request.peer.trust_domain != "" and request.peer.trust_domain == trust_domain(),
+        )
     if attribute == "header":
         name = key.lower().encode()
         return lambda request: joined(request.headers, name) or b""
@@ -246,8 +268,9 @@ _READERS: dict[str, Callable[[Request], Any]] = {
     "method": lambda request: request.method,
     "path": lambda request: request.path,
     "host": lambda request: request.authority.lower(),
+    "authority": lambda request: request.authority.lower(),
 }
-_TEXT = ("method", "path", "host", "header")
+_TEXT = ("method", "path", "host", "authority", "header", "headerField")
 _TEMPLATE = re.compile(r"\{\*\*?\}")
 
 
@@ -257,6 +280,10 @@ def _finder(attribute: Attribute, patterns: dict[str, int]) -> Callable[[Any], i
         return _address_finder(patterns)
     if attribute == "host":
         return _host_finder(patterns)
+    if attribute == "headerField":
+        return _field_finder(patterns)
+    if attribute == "meshPrincipal":
+        return _principal_finder(patterns)
     return _text_finder(attribute, patterns)
 
 
@@ -323,6 +350,23 @@ def _host_finder(patterns: dict[str, int]) -> Callable[[Any], int]:
     return find
 
 
+def _field_finder(patterns: dict[str, int]) -> Callable[[Any], int]:
+    text, present = _text_finder("headerField", patterns), patterns.get("*", 0)
+    return lambda value: 0 if value is None else text(value) | present
+
+
+def _principal_finder(patterns: dict[str, int]) -> Callable[[Any], int]:
+    """Principals of our own trust domain are compared by what follows it, too."""
+    ours = {pattern.partition("/")[2]: rows for pattern, rows in patterns.items() if is_of_mesh(pattern)}
+    whole_principal, of_mesh = _text_finder("principal", patterns), _text_finder("principal", ours)
+
+    def find(value: tuple[str, bool]) -> int:
+        principal, is_ours = value
+        return whole_principal(principal) | (of_mesh(principal.partition("/")[2]) if is_ours else 0)
+
+    return find
+
+
 def _address_finder(patterns: dict[str, int]) -> Callable[[Any], int]:
     networks = [(network_of(pattern), rows) for pattern, rows in patterns.items()]
 
@@ -365,6 +409,11 @@ def template_expression(pattern: str) -> str:
 def _literal(data: bytes) -> str:
     """Returns the regular expression of exactly these bytes."""
     return "".join(chr(byte) if chr(byte).isalnum() and byte < 0x80 else f"\\x{byte:02x}" for byte in data)
+
+
+def is_of_mesh(principal: str) -> bool:
+    """Tells whether `cluster.local` in a principal stands for the trust domain of the mesh, as Istio has it."""
+    return principal.startswith("cluster.local/") and principal.count("/") == 4
 
 
 def check_header(name: str) -> None:

@@ -25,6 +25,10 @@ class Identity:
         self.generation = 0
         self.rotated = 0.0
 
+    def trust_domain(self) -> str:
+        """Returns the trust domain of our own certificate, "" while there is none or it has no SPIFFE ID."""
+        return self.material.trust_domain
+
     def update(self, material: Material) -> bool:
         """Takes a new certificate or trust for all handshakes that begin from now on; False if nothing changed.
 

@@ -10,13 +10,16 @@ from itertools import chain, product
 from math import prod
 from urllib.parse import quote
 
+from msgspec import structs
+
 from l7proxy.config.model import Match, Model, Resource, Route
 from l7proxy.config.precedence import prefix_key, rank, suffixes
 from l7proxy.core.fields import network
 from l7proxy.core.languages import Undecided
 from l7proxy.filters.authorization import Authorization
-from l7proxy.filters.authorizer import Clause, RuleSet
+from l7proxy.filters.authorizer import Clause, RuleSet, is_of_mesh
 from l7proxy.proxy.decision import Question
+from l7proxy.proxy.identities import trust_domain_of
 from l7proxy.proxy.matchers import (
     ADDRESS,
     AMBIGUOUS,
@@ -120,7 +123,8 @@ class _Side:
             from l7proxy.config import istio
 
             rules = istio.rules(model)
-            self.clauses = list(_clauses(rules)) if rules is not None else []
+            own = trust_domain_of(spec.tls)
+            self.clauses = [_in_domain(clause, own) for clause in _clauses(rules)] if rules is not None else []
 
     def at(self, host: str) -> list[_Entry]:
         """Returns the matches of the most specific pattern that names a host, first of all the first to be tried."""
@@ -236,6 +240,14 @@ def _clauses(rules: RuleSet) -> Iterator[Clause]:
         if not rule.shadow:
             for group in rule.groups:
                 yield from chain.from_iterable(group)
+
+
+def _in_domain(clause: Clause, own: str | None) -> Clause:
+    """Returns the clause with our own trust domain written out, where it is known."""
+    if clause.attribute != "meshPrincipal" or own is None:
+        return clause
+    ours = tuple(f"{own}/{value.partition('/')[2]}" for value in clause.values if own and is_of_mesh(value))
+    return structs.replace(clause, attribute="principal", values=clause.values + ours)
 
 
 def _proxy(entry: str) -> Matcher:

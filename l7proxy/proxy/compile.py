@@ -117,7 +117,7 @@ class Compiler:
             raise ConfigError(problems)
         tls = self.identities.inbound(model.sidecar)
         self._tracer = self._begin_with(model.sidecar)
-        self._guard_with(model)
+        self._guard_with(model, tls)
         rules: dict[bool, list[Rule[Target]]] = {True: [], False: []}
         strict = {True: False, False: False}
         for document in model.routes:
@@ -331,7 +331,11 @@ class Compiler:
         """Returns the handler for what a policy itself asks of an upstream; `explain` asks nothing."""
         return handle
 
-    def _guard_with(self, model: Model) -> None:
+    def trust_domain(self, tls: InboundIdentity | None) -> Callable[[], str]:
+        """Returns what tells the trust domain of the certificate that callers see, "" while there is none."""
+        return tls.identity.trust_domain if tls is not None else str
+
+    def _guard_with(self, model: Model, tls: InboundIdentity | None) -> None:
         """Takes the AuthorizationPolicies that hold for every inbound route beside the route's own rules."""
         rules = None
         if "AuthorizationPolicy" in model.others:
@@ -342,8 +346,9 @@ class Compiler:
             self._authorizer = None
             return
         port = istio_scope.app_port(model)
-        if self._authorizer is None or (self._authorizer.rules, self._authorizer.port) != (rules, port):
-            self._authorizer = Authorizer(rules, port)
+        trust_domain = self.trust_domain(tls)
+        if self._authorizer is None or self._authorizer.made_of != (rules, port, trust_domain):
+            self._authorizer = Authorizer(rules, port, trust_domain)
 
     def _guarded(self, handle: Handler, build: Build) -> Handler:
         if self._authorizer is None or not build.route.inbound:

@@ -6,7 +6,8 @@ Nothing that is live is touched: no counter, no token of a limit, no connection.
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import count
 from random import Random
 
@@ -26,6 +27,7 @@ from l7proxy.proxy.app import make_app
 from l7proxy.proxy.compile import Compiler
 from l7proxy.proxy.decision import Asked, Question
 from l7proxy.proxy.explanation import Answer, Decided, Endpoint, Explanation, Retries, Timeouts, Towards
+from l7proxy.proxy.identities import InboundIdentity, trust_domain_of
 from l7proxy.proxy.snapshot import Live, Route, Snapshot
 from l7proxy.proxy.trace import Decision, Step
 from l7proxy.telemetry.facade import Telemetry
@@ -39,10 +41,13 @@ from l7proxy.wire.path import normalise
 class Explainer:
     """Answers questions about one model. The endpoints that it tells are those of `clusters`, by name of upstream."""
 
-    def __init__(self, model: Model, snapshot: Snapshot, clusters: Mapping[str, Cluster]) -> None:
+    def __init__(
+        self, model: Model, snapshot: Snapshot, clusters: Mapping[str, Cluster], knows_domain: bool = True
+    ) -> None:
         self.model = model
         self._snapshot = snapshot
         self._clusters = clusters
+        self._knows_domain = knows_domain
 
     async def ask(self, question: Question) -> Explanation:
         """Returns what becomes of a request; raises ValueError for one that no client can send."""
@@ -104,6 +109,8 @@ class Explainer:
         plain = inbound is not None and (inbound.tls is None or inbound.tls.mode == "DISABLE")
         if question.inbound and question.identity and plain:
             return ("the inbound listener speaks no TLS: on it no caller has an identity",)
+        if question.inbound and question.identity and not self._knows_domain:
+            return ("our certificate is not here: in principals, cluster.local stands for no other trust domain",)
         return ()
 
     def _tell(self, question: Question, exchange: Asked, begins: "_Begins", refused: str) -> Explanation:
@@ -168,12 +175,20 @@ class Explainer:
         )
 
 
-def explaining(model: Model, clusters: Mapping[str, Cluster] | None = None) -> Steps[Explainer]:
+def explaining(
+    model: Model, clusters: Mapping[str, Cluster] | None = None, trust_domain: Callable[[], str] | None = None
+) -> Steps[Explainer]:
     """Compiles a model, in small steps, into what answers questions about it; raises ConfigError.
 
-    `clusters` are the live ones, if there are any. No certificate is read: who the caller is, is part of the question.
+    `clusters` are the live ones, if there are any, and `trust_domain` tells that of the live certificate. Without it
+    the certificate is read for its trust domain alone, where it is here: who the caller is, is part of the question.
     """
     spec = model.sidecar.spec
+    knows_domain = True
+    if trust_domain is None:
+        tls = spec.inbound.tls if spec.inbound is not None and "AuthorizationPolicy" in model.others else None
+        found = trust_domain_of(tls)
+        knows_domain, trust_domain = found is not None, partial(str, found or "")
     inbound = structs.replace(spec.inbound, tls=None) if spec.inbound is not None else None
     spec = structs.replace(spec, inbound=inbound, access_log=None, tracing=None, debug=None)
     upstreams = {}
@@ -184,10 +199,10 @@ def explaining(model: Model, clusters: Mapping[str, Cluster] | None = None) -> S
     stats = Stats()
     telemetry = Telemetry(stats, Log(stats, "/dev/null", level="error"))
     try:
-        snapshot = yield from _Compiler(telemetry).steps(bare)
+        snapshot = yield from _Compiler(telemetry, trust_domain).steps(bare)
     finally:
         telemetry.close()
-    return Explainer(model, snapshot, snapshot.clusters if clusters is None else clusters)
+    return Explainer(model, snapshot, snapshot.clusters if clusters is None else clusters, knows_domain)
 
 
 class _Compiler(Compiler):
@@ -196,9 +211,13 @@ class _Compiler(Compiler):
     Its clock goes on by a year with each look, so that every question finds limits as if nobody had asked before.
     """
 
-    def __init__(self, telemetry: Telemetry) -> None:
+    def __init__(self, telemetry: Telemetry, trust_domain: Callable[[], str]) -> None:
         years = count(0.0, 365 * 86400.0)
         super().__init__(telemetry, Keep(), _NoChance(), lambda work: work.close(), lambda: next(years))
+        self._trust_domain = trust_domain
+
+    def trust_domain(self, tls: InboundIdentity | None) -> Callable[[], str]:
+        return self._trust_domain
 
     def watches(self, sidecar: Sidecar) -> bool:
         return True

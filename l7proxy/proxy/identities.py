@@ -130,6 +130,18 @@ class Identities:
             raise ConfigError([Problem(*where, str(error))]) from None
 
 
+def trust_domain_of(tls: InboundTls | None) -> str | None:
+    """Returns the trust domain of the certificate that callers see, "" without one; None where it is not known yet."""
+    if tls is None or tls.mode == "DISABLE":
+        return ""
+    if tls.dev is not None:
+        return tls.dev
+    try:
+        return _source(tls, "").first().trust_domain if tls.spiffe is None else None
+    except BadMaterial:
+        return None
+
+
 def _source(tls: Tls, own: str) -> CertificateSource:
     if tls.dev is not None:
         return DevSource(dev_folder(tls.dev), own)

@@ -89,8 +89,16 @@ def of_clause(clause: Clause) -> Iterable[Matcher]:
     for value in clause.values:
         if clause.attribute == "host":
             yield from _hosts(value)
+        elif clause.attribute == "authority":
+            yield from _authorities(value)
         elif clause.attribute == "header":
             yield Matcher(_header(clause.key), "text", value)
+        elif clause.attribute == "headerField":
+            if "," in value:
+                raise Undecided(f"a rule depends on how several fields {clause.key} are joined")
+            yield Matcher(_header(clause.key), "present" if value == "*" else "text", value)
+        elif clause.attribute == "meshPrincipal":
+            raise Undecided("a rule depends on our own trust domain, which is not known before there is a certificate")
         elif clause.attribute == "port":
             raise Undecided("a rule depends on the port that the caller dialled, which is no part of a request")
         else:
@@ -146,6 +154,27 @@ def _hosts(pattern: str) -> Iterable[Matcher]:
         yield Matcher(HOST, "text", host)
     if port:
         yield Matcher(PORT, "text", port)
+
+
+def _authorities(pattern: str) -> Iterable[Matcher]:
+    """A pattern holds for host and port together; see `authorizer`."""
+    if pattern == "*":
+        raise Undecided("a rule depends on whether a request names a host at all")
+    if "[" in pattern and "*" in pattern:
+        raise Undecided("a rule depends on the beginning or the end of an IPv6 address")
+    body, before, after = _body(pattern), pattern.startswith("*"), pattern.endswith("*")
+    host = host_of(body.encode()).decode()
+    port = port_of(body.encode()).decode() if ":" in body else None
+    if port is None:
+        yield Matcher(HOST, "text", pattern if before or after else host)
+        yield Matcher(PORT, "exact", "")
+        if before and body.isdigit():
+            # The end of a host, or of a port.
+            yield Matcher(PORT, "text", pattern)
+        return
+    if host:
+        yield Matcher(HOST, "text", f"*{host}" if before else host)
+    yield Matcher(PORT, "text", f"{port}*" if after else port)
 
 
 def _text(matcher: Matcher) -> Node:

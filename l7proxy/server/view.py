@@ -156,7 +156,8 @@ class View:
                 if known is not None:
                     del self._explainers[live]
                     await between(known[1].dismantle())
-                compiled = await between(explaining(model, snapshot.clusters if live else None))
+                domain = snapshot.tls.identity.trust_domain if live and snapshot.tls is not None else None
+                compiled = await between(explaining(model, snapshot.clusters if live else None, domain))
                 known = self._explainers[live] = about, compiled
             return await known[1].ask(question)
 

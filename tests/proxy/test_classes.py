@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from l7proxy.config.model import Model
@@ -135,3 +135,46 @@ def test_the_address_that_trusted_proxies_forward_is_told_apart(tmp_path: Path, 
         question for question, found in zip(questions, outcomes(configuration, questions), strict=True) if found[1]
     ]
     assert any(not question.source.startswith("192.0.2.") for question in allowed)
+
+
+ISTIO_RULES = (
+    "to: [{operation: {hosts: [a.svc, 'b.svc:*', '*.svc:80', '*80', 'c.*', '[::1]:80']}}]",
+    "to: [{operation: {notHosts: [a.svc, 'B.svc:8*']}}]",
+    "when: [{key: 'request.headers[x]', values: ['*']}, {key: 'request.headers[y]', notValues: ['1', 'b*']}]",
+    "from: [{source: {principals: [cluster.local/ns/shop/sa/web, 'cluster.local/ns/night/sa/*', partner/*]}}]",
+    "from: [{source: {notPrincipals: [cluster.local/ns/shop/sa/web]}}]",
+    "from: [{source: {notPrincipals: ['*']}}]",
+    "from: [{source: {trustDomains: [demo, cluster.local]}}]",
+)
+ISTIO_QUESTIONS = st.builds(
+    Question,
+    st.just("GET"),
+    st.builds(
+        "http://{}{}/".format,
+        st.sampled_from(["a.svc", "b.svc", "x.svc", "c.org", "d.80", "[::1]"]),
+        st.sampled_from(["", ":80", ":8080", ":443"]),
+    ),
+    st.sampled_from([
+        "", "spiffe://demo/ns/shop/sa/web", "spiffe://cluster.local/ns/shop/sa/web", "spiffe://partner/ns/shop/sa/web",
+        "spiffe://demo/ns/night/sa/batch", "spiffe://other/ns/shop/sa/web", "shop.svc",
+    ]),
+    st.lists(st.sampled_from([("x", ""), ("x", "1"), ("y", "1"), ("y", "bc"), ("y", "")]), max_size=2).map(tuple),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", ISTIO_RULES)
+@pytest.mark.parametrize("action", ["ALLOW", "DENY"])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(questions=st.lists(ISTIO_QUESTIONS, min_size=20, max_size=40))
+def test_what_becomes_of_a_request_by_istio_s_rules_becomes_of_a_representative(
+    action: str, rule: str, questions: list[Question], tmp_path: Path
+) -> None:
+    policy = (
+        "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p}\n"
+        f"spec: {{action: {action}, rules: [{{{rule}}}]}}\n"
+    )
+    tls = "inbound: {tls: {dev: demo, mode: PERMISSIVE}, "
+    configuration = loaded(tmp_path, SIDECAR.replace("inbound: {", tls), policy)
+    stand_for_all = set(outcomes(configuration, list(requests([configuration]))))
+    assert set(outcomes(configuration, questions)) <= stand_for_all
+    assert {found[1] for found in stand_for_all} == {True, False}

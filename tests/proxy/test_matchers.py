@@ -276,8 +276,22 @@ def test_a_header_that_the_proxy_writes_is_not_decided(name: str) -> None:
 def test_ports_that_were_dialled_and_hosts_that_are_missing_are_not_decided() -> None:
     with pytest.raises(Undecided, match="the port that the caller dialled"):
         list(of_clause(Clause("port", ("80",))))
-    with pytest.raises(Undecided, match="names a host at all"):
-        list(of_clause(Clause("host", ("*",))))
+    for clause in (Clause("host", ("*",)), Clause("authority", ("*",))):
+        with pytest.raises(Undecided, match="names a host at all"):
+            list(of_clause(clause))
+
+
+@pytest.mark.parametrize(
+    ("clause", "why"),
+    [
+        (Clause("authority", ("[::*",)), "the beginning or the end of an IPv6 address"),
+        (Clause("headerField", ("a,*",), key="x"), "how several fields x are joined"),
+        (Clause("meshPrincipal", ("cluster.local/ns/a/sa/b",)), "our own trust domain"),
+    ],
+)
+def test_what_no_request_alone_can_show_is_not_decided(clause: Clause, why: str) -> None:
+    with pytest.raises(Undecided, match=why):
+        list(of_clause(clause))
 
 
 def test_bytes_that_no_question_can_hold_are_not_decided() -> None:
