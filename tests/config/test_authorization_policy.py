@@ -29,7 +29,7 @@ from tests.identity.pki import ORDERS, Authority, ask, context
 Document = dict[str, Any]
 ROOT, OURS, PORT, TRUST_DOMAIN = "istio-system", "shop", 8080, "demo"
 LABELS = {"app": "orders", "version": "v1"}
-SLOW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SLOW = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def policy(spec: Document, namespace: str | None = OURS, name: str = "p", **metadata: Any) -> Document:
@@ -386,7 +386,7 @@ def scoped(draw: st.DrawFn) -> list[Document]:
 
 
 @given(found=scoped(), asked=some_requests)
-@settings(SLOW, max_examples=150)
+@settings(SLOW, max_examples=100)
 def test_policies_apply_and_add_up_as_in_istio(found: list[Document], asked: list[Request], tmp_path: Path) -> None:
     assert allowed(tmp_path, found, asked) == [istio_allows(found, request) for request in asked]
 

@@ -164,7 +164,7 @@ ISTIO_QUESTIONS = st.builds(
 
 @pytest.mark.parametrize("rule", ISTIO_RULES)
 @pytest.mark.parametrize("action", ["ALLOW", "DENY"])
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(questions=st.lists(ISTIO_QUESTIONS, min_size=20, max_size=40))
 def test_what_becomes_of_a_request_by_istio_s_rules_becomes_of_a_representative(
     action: str, rule: str, questions: list[Question], tmp_path: Path
