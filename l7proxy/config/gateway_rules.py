@@ -19,7 +19,7 @@ from l7proxy.config.gateway_model import (
     Rule,
     Timeouts,
 )
-from l7proxy.config.model import Match, PathMatch, Redirect, Resource, Rewrite, Route, TextMatch
+from l7proxy.config.model import CallMatch, Match, PathMatch, Redirect, Resource, Rewrite, Route, TextMatch
 from l7proxy.config.scalars import listed
 from l7proxy.core.errors import Problem
 from l7proxy.core.fields import FORMATS, duration
@@ -137,7 +137,7 @@ class RuleReader:
         if called is not None and called.type == "RegularExpression":
             service = self._text("pathregex", called.service or "[^/]+", f"{at}.service")
             method = self._text("pathregex", called.method or "[^/]+", f"{at}.method")
-            path = PathMatch(regex=f"/({service})/({method})")
+            path = CallMatch(regex=f"/({service})/({method})", service=len(called.service), method=len(called.method))
         elif called is not None:
             for key, text, pattern in (
                 ("service", called.service, _GRPC_SERVICE),
@@ -150,7 +150,7 @@ class RuleReader:
             elif called.service:
                 path = PathMatch(prefix=f"/{called.service}")
             else:
-                path = PathMatch(regex=f"/[^/]+/{called.method}")
+                path = CallMatch(regex=f"/[^/]+/{called.method}", method=len(called.method))
         if called is not None and not (called.service or called.method):
             self._wrong(at, "names neither a service nor a method")
         headers = self._fields(match.headers, f"{where}.headers", True)

@@ -429,6 +429,13 @@ class PathMatch(Part, frozen=True):
     regex: Annotated[PathRegex | None, doc("A regular expression that matches the whole path.")] = None
 
 
+class CallMatch(PathMatch, frozen=True):
+    """The path of gRPC calls, by patterns: how many characters a GRPCRoute names of their service and their method."""
+
+    service: int = 0
+    method: int = 0
+
+
 class Match(Part, frozen=True):
     """Conditions that must all hold."""
 

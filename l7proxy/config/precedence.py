@@ -1,18 +1,35 @@
 """Which route comes first: the Gateway API's order, in one place for the router and the check of shadowed routes.
 
 The host decides first: exact, then the longest `*.suffix`, then `*`; a request never falls through to a wider host.
-Then the path: exact, then the longest prefix of whole segments, then regex. Among equals a match with methods comes
-first, then the one with more headers, then with more query parameters, then the one that stands first in the files.
+Then the path: exact, then the longest prefix of whole segments, then patterns of gRPC calls, then the prefix `/`, then
+regex. Among equals a match with methods comes first, then the one with more headers, then with more query parameters;
+then the Route that stands first in the files, and of Gateway API documents the oldest.
 """
 
-from l7proxy.config.model import Match
+from l7proxy.config.model import CallMatch, Match, PathMatch
 from l7proxy.wire.framing import Malformed
 from l7proxy.wire.path import normalise, spelled
 
+Rank = tuple[int, int, int, int, int]
 
-def rank(match: Match) -> tuple[int, int, int]:
-    """Returns what orders two matches of the same path; the lesser comes first."""
-    return (0 if match.methods else 1, -len(match.headers), -len(match.query))
+
+def place(path: PathMatch) -> tuple[int, int]:
+    """Returns what orders two paths that a request matches; the lesser comes first."""
+    if path.exact is not None:
+        return 0, 0
+    if path.prefix is not None:
+        length = len(prefix_key(path.prefix))
+        return (1, -length) if length else (3, 0)
+    return (2, 0) if isinstance(path, CallMatch) else (4, 0)
+
+
+def rank(match: Match) -> Rank:
+    """Returns what orders two matches whose paths have the same place; the lesser comes first.
+
+    GRPCRoute: the most characters in the service, then in the method, then the most headers.
+    """
+    named = (match.path.service, match.path.method) if isinstance(match.path, CallMatch) else (0, 0)
+    return -named[0], -named[1], 0 if match.methods else 1, -len(match.headers), -len(match.query)
 
 
 def exact_key(path: str) -> bytes:

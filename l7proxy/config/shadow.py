@@ -7,7 +7,7 @@ the same are not found out, and nothing is reported that is not so.
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from l7proxy.config.model import Match, Resource, Route
+from l7proxy.config.model import CallMatch, Match, Resource, Route
 from l7proxy.config.precedence import exact_key, prefix_key, suffixes, within
 from l7proxy.core.errors import Problem
 from l7proxy.core.patterns import literal_prefix
@@ -147,13 +147,13 @@ def _above(rule: _Rule, prefixes: dict[tuple[str, str, bytes], _Rule]) -> _Rule 
     kind, pattern = rule.path
     if kind != "regex":
         return None
-    key = literal_prefix(pattern.decode()).encode()
-    while key:
-        key = key.rpartition(b"/")[0]
-        taker = prefixes.get((rule.resource.spec.direction, rule.host, key))
+    side, key = rule.resource.spec.direction, literal_prefix(pattern.decode()).encode()
+    while key := key.rpartition(b"/")[0]:
+        taker = prefixes.get((side, rule.host, key))
         if taker is not None:
             return taker
-    return prefixes.get((rule.resource.spec.direction, rule.host, b""))
+    # Patterns of gRPC calls come before the prefix `/`.
+    return None if isinstance(rule.match.path, CallMatch) else prefixes.get((side, rule.host, b""))
 
 
 def _wider(host: str) -> list[str]:

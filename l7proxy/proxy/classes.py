@@ -13,7 +13,7 @@ from urllib.parse import quote
 from msgspec import structs
 
 from l7proxy.config.model import Match, Model, Resource, Route
-from l7proxy.config.precedence import prefix_key, rank, suffixes
+from l7proxy.config.precedence import place, rank, suffixes
 from l7proxy.core.fields import network
 from l7proxy.core.languages import Undecided
 from l7proxy.filters.authorization import Authorization
@@ -73,8 +73,7 @@ class _Entry:
         self._route = route
         self._match = match
         self.path, self.canonical = of_path(match), of_path(match, CANONICAL)
-        length = len(prefix_key(match.path.prefix)) if match.path.prefix is not None else 0
-        self.order = ("exact", "prefix", "regex").index(self.path.kind), -length, rank(match), number
+        self.order = place(match.path), rank(match), number
         self.final = not (match.methods or match.headers or match.query)
 
     @cached_property

@@ -10,8 +10,8 @@ from typing import Generic, TypeVar
 
 from msgspec import Struct
 
-from l7proxy.config.model import Match
-from l7proxy.config.precedence import exact_key, prefix_key, rank, suffixes
+from l7proxy.config.model import CallMatch, Match
+from l7proxy.config.precedence import Rank, exact_key, prefix_key, rank, suffixes
 from l7proxy.core.headers import Headers
 from l7proxy.core.patterns import Patterns, literal_prefix
 from l7proxy.core.slices import Steps, drained
@@ -38,7 +38,7 @@ class Rule(Struct, Generic[Target], frozen=True):
 class _Entry(Struct, Generic[Target], frozen=True):
     """A rule in its place: entries sort by `order`."""
 
-    order: tuple[tuple[int, int, int], int]
+    order: tuple[Rank, int]
     conditions: tuple[Condition, ...]
     target: Target
     regex: str | None
@@ -138,25 +138,32 @@ class _Regexes(Generic[Target]):
 
 
 class _Host(Generic[Target]):
-    """The rules of one host pattern; `longest` is the length of its longest prefix."""
+    """The rules of one host pattern; `longest` is the length of its longest prefix, `root` has those of `/`."""
 
-    __slots__ = ("name", "exact", "prefixes", "longest", "regexes")
+    __slots__ = ("name", "exact", "prefixes", "longest", "calls", "root", "regexes")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.exact: dict[bytes, _Choice[Target]] = {}
         self.prefixes: dict[bytes, _Choice[Target]] = {}
         self.longest = 0
+        self.calls: _Regexes[Target] | None = None
+        self.root: _Choice[Target] | None = None
         self.regexes: _Regexes[Target] | None = None
 
     def add(self, match: Match, number: int, target: Target) -> None:
         path = match.path
         if path.exact is not None:
             self.exact.setdefault(exact_key(path.exact), _Choice()).add(match, number, target)
-        elif path.prefix is not None:
-            key = prefix_key(path.prefix)
+        elif path.prefix is not None and (key := prefix_key(path.prefix)):
             self.longest = max(self.longest, len(key))
             self.prefixes.setdefault(key, _Choice()).add(match, number, target)
+        elif path.prefix is not None:
+            self.root = self.root or _Choice()
+            self.root.add(match, number, target)
+        elif isinstance(path, CallMatch):
+            self.calls = self.calls or _Regexes()
+            self.calls.add(match, number, target)
         else:
             self.regexes = self.regexes or _Regexes()
             self.regexes.add(match, number, target)
@@ -166,8 +173,9 @@ class _Host(Generic[Target]):
             for choice in choices.values():
                 yield from choice.seal()
                 yield
-        if self.regexes is not None:
-            yield from self.regexes.seal()
+        for part in (self.calls, self.root, self.regexes):
+            if part is not None:
+                yield from part.seal()
 
 
 class Router(Generic[Target]):
@@ -183,7 +191,7 @@ class Router(Generic[Target]):
 
     @classmethod
     def build(cls, rules: Iterable[Rule[Target]]) -> Steps["Router[Target]"]:
-        """Builds a router in steps of well under a millisecond; rules come in file order."""
+        """Builds a router in steps of well under a millisecond; of equal rules the first decides."""
         router = cls()
         for number, rule in enumerate(rules):
             for name in rule.hosts:
@@ -223,17 +231,26 @@ class Router(Generic[Target]):
             # Written out instead of asking `_cuts`: this is what nearly every request passes through.
             longest = rules.longest
             end = len(path) if len(path) <= longest else path.rfind(b"/", 0, longest + 1)
-            while True:
-                choice = prefixes.get(path[:end] if end > 0 else b"")
+            while end > 0:
+                choice = prefixes.get(path[:end])
                 if choice is not None:
                     found = choice.always
                     if found is None:
                         found = choice.pick(method, headers, query, trace)
                     if found is not None:
                         return found
-                if end <= 0:
-                    break
                 end = path.rfind(b"/", 0, end)
+        if rules.calls is not None:
+            found = rules.calls.pick(path, method, headers, query, trace)
+            if found is not None:
+                return found
+        choice = rules.root
+        if choice is not None:
+            found = choice.always
+            if found is None:
+                found = choice.pick(method, headers, query, trace)
+            if found is not None:
+                return found
         if rules.regexes is not None:
             return rules.regexes.pick(path, method, headers, query, trace)
         return None
@@ -250,8 +267,9 @@ class Router(Generic[Target]):
                 _, host = table.popitem()
                 yield from drained(host.exact)
                 yield from drained(host.prefixes)
-                if host.regexes is not None:
-                    yield from drained(host.regexes.buckets)
+                for regexes in (host.calls, host.regexes):
+                    if regexes is not None:
+                        yield from drained(regexes.buckets)
                 yield
 
     def _host(self, name: str) -> _Host[Target]:

@@ -12,7 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l7proxy.config.load import load
-from l7proxy.config.model import Backend, Match, Model, PathMatch, Redirect, Resource, Rewrite, Route, TextMatch
+from l7proxy.config.model import (
+    Backend,
+    CallMatch,
+    Match,
+    Model,
+    PathMatch,
+    Redirect,
+    Resource,
+    Rewrite,
+    Route,
+    TextMatch,
+)
 from l7proxy.core.errors import ConfigError
 from l7proxy.core.fields import duration
 from l7proxy.filters.headers import Edit, Headers
@@ -239,12 +250,12 @@ def test_matches_are_those_of_routes(tmp_path: Path) -> None:
     [
         ({"service": "bank.Ledger", "method": "List"}, PathMatch(exact="/bank.Ledger/List")),
         ({"service": "bank.Ledger"}, PathMatch(prefix="/bank.Ledger")),
-        ({"method": "List"}, PathMatch(regex="/[^/]+/List")),
+        ({"method": "List"}, CallMatch(regex="/[^/]+/List", method=4)),
         (
             {"type": "RegularExpression", "service": "bank[.].*", "method": "Get|List"},
-            PathMatch(regex="/(bank[.].*)/(Get|List)"),
+            CallMatch(regex="/(bank[.].*)/(Get|List)", service=9, method=8),
         ),
-        ({"type": "RegularExpression", "method": "Get.*"}, PathMatch(regex="/([^/]+)/(Get.*)")),
+        ({"type": "RegularExpression", "method": "Get.*"}, CallMatch(regex="/([^/]+)/(Get.*)", method=5)),
         (None, PathMatch(prefix="/")),
     ],
 )
@@ -519,6 +530,23 @@ def test_a_rule_that_can_never_match_is_found(tmp_path: Path) -> None:
 
 
 # What it does
+
+
+def test_a_method_of_any_grpc_service_comes_before_every_call(sidecar: StartSidecar, serve: StartServer) -> None:
+    rules = [to(), {"matches": [{"method": {"method": "Get"}}], **to("canary")}]
+    started = sidecar(
+        document(*rules, kind="GRPCRoute"),
+        upstream("canary", serve(tell("canary")).address),
+        app=serve(tell("app")).address,
+        service={"name": "orders", "namespace": "shop"},
+    )
+    with started.client() as client:
+        for path, place in (("/shop.Orders/Get", "canary"), ("/shop.Orders/List", "app")):
+            head = (
+                f"POST {path} HTTP/1.1\r\nhost: orders\r\ncontent-type: application/grpc\r\ncontent-length: 0\r\n\r\n"
+            )
+            answer = client.request(head.encode())
+            assert json.loads(answer.body)[0] == place
 
 
 def tell(who: str) -> Any:

@@ -69,6 +69,23 @@ def test_what_becomes_of_any_request_becomes_of_a_representative(
         assert found[3] == "bad_request" or found in of.outcomes[question.inbound], question
 
 
+def test_calls_that_a_pattern_takes_from_every_call_are_told_apart(tmp_path: Path) -> None:
+    calls = """---
+apiVersion: gateway.networking.k8s.io/v1
+kind: GRPCRoute
+metadata: {name: calls}
+spec:
+  parentRefs: [{group: "", kind: Service, name: unknown}]
+  rules:
+    - backendRefs: [{name: unknown, port: 80}]
+    - matches: [{method: {method: Get}}]
+      backendRefs: [{name: unknown, port: 80}]
+"""
+    configuration = loaded(tmp_path, SIDECAR, calls)
+    names = {found[0] for found in outcomes(configuration, list(requests([configuration])))}
+    assert names == {"calls[0]", "calls[1]", None}
+
+
 def test_there_are_not_more_than_it_takes(known: list[Known]) -> None:
     assert known[0].count < 5000
 

@@ -6,7 +6,7 @@ from urllib.parse import parse_qsl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from l7proxy.config.model import Match, PathMatch, TextMatch
+from l7proxy.config.model import CallMatch, Match, PathMatch, TextMatch
 from tests.proxy.test_router import ask, router
 
 SEGMENTS = st.sampled_from(["a", "b", "aa", "v1"])
@@ -26,7 +26,10 @@ NAMES = st.sampled_from(["x", "y"])
 MATCHES = st.builds(
     Match,
     path=st.one_of(
-        st.builds(PathMatch, exact=PATHS), st.builds(PathMatch, prefix=PATHS), st.builds(PathMatch, regex=REGEXES)
+        st.builds(PathMatch, exact=PATHS),
+        st.builds(PathMatch, prefix=PATHS),
+        st.builds(PathMatch, regex=REGEXES),
+        st.builds(CallMatch, regex=REGEXES, service=st.integers(0, 2), method=st.integers(0, 2)),
     ),
     methods=st.sampled_from([(), (), ("GET",), ("GET", "POST")]),
     headers=st.dictionaries(NAMES, TESTS, max_size=2),
@@ -68,15 +71,18 @@ def host_rank(pattern: str, host: str) -> tuple[int, int] | None:
     return (2, 0) if pattern == "*" else None
 
 
-def path_rank(wanted: PathMatch, path: str) -> tuple[int, int] | None:
+def path_rank(wanted: PathMatch, path: str) -> tuple[int, ...] | None:
+    """The catch-all comes after every other prefix and after gRPC calls, regular expressions come last."""
     if wanted.exact is not None:
         return (0, 0) if path == wanted.exact else None
     if wanted.prefix is not None:
         segments = [part for part in wanted.prefix.split("/") if part]
         if path.split("/")[1 : 1 + len(segments)] == segments:
-            return (1, -len(wanted.prefix.rstrip("/")))
+            return (1, -len(wanted.prefix)) if segments else (3, 0)
         return None
-    return (2, 0) if re.fullmatch(wanted.regex or "", path) else None
+    if re.fullmatch(wanted.regex or "", path) is None:
+        return None
+    return (2, -wanted.service, -wanted.method) if isinstance(wanted, CallMatch) else (4, 0)
 
 
 def oracle(rules, host: str, path: str, method: str, headers, query: str) -> str | None:
