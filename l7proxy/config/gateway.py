@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 from msgspec import structs
 
 from l7proxy.config.documents import Document
-from l7proxy.config.gateway_model import CORE, BackendRef, CommonRoute, Rule
-from l7proxy.config.gateway_rules import RuleReader, note
+from l7proxy.config.gateway_checks import note, rules_of, valid
+from l7proxy.config.gateway_model import CORE, LABEL, BackendRef, CommonRoute
+from l7proxy.config.gateway_rules import RuleReader
 from l7proxy.config.model import APP, Backend, Resource, Route, Sidecar
 from l7proxy.config.scalars import Reference
 from l7proxy.core.errors import Problem
@@ -46,8 +47,10 @@ def routes(
     parents: dict[int, list[_Parent]] = {}
     for document in documents:
         if isinstance(document.resource.spec, CommonRoute):
-            ours.append(document.resource)
-            parents[id(document.resource)] = _parents(document.resource, own, problems, warnings)
+            parents[id(document.resource)] = []
+            if valid(document.resource, problems):
+                ours.append(document.resource)
+                parents[id(document.resource)] = _parents(document.resource, own, problems, warnings)
         yield
     yield from _settle(ours, parents, own, problems, warnings)
     ports: dict[Service, int] = {}
@@ -57,10 +60,10 @@ def routes(
         if bound is None:
             found.append(document)
         elif bound:
-            count = len(document.resource.spec.rules)
-            if not count:
+            rules = rules_of(document.resource)
+            if not rules:
                 note(problems, document.resource, "spec", "there is no rule: every request would be answered 500")
-            for number in range(count):
+            for number in range(len(rules)):
                 found += _Translation(document.resource, number, own, ports, problems).routes(bound)
         yield
     return found
@@ -80,6 +83,8 @@ def _parents(
             continue
         if parent.group not in CORE:
             note(problems, resource, path, 'a Service is of the core group: write group: ""')
+        elif not LABEL.fullmatch(parent.name):
+            note(problems, resource, f"{path}.name", f"{parent.name!r} is not the name of a Service")
         elif parent.port is not None or parent.section_name:
             key = "port" if parent.port is not None else "sectionName"
             note(problems, resource, f"{path}.{key}", "a route holds for every port of a Service here: leave it out")
@@ -142,12 +147,12 @@ class _Translation:
     ) -> None:
         self._resource = resource
         self._path = f"spec.rules[{number}]"
-        self._rule: Rule = resource.spec.rules[number]  # type: ignore[attr-defined]
+        self._rule = rules_of(resource)[number]
         self._own = own
         self._ports = ports
         self._problems = problems
-        self._name = f"{resource.namespace}/{resource.name}" if resource.namespace else resource.name
-        self._name += f"[{number}]"
+        self._origin = f"{resource.namespace}/{resource.name}" if resource.namespace else resource.name
+        self._name = f"{self._origin}[{number}]"
 
     def routes(self, parents: Sequence[_Parent]) -> list[Document]:
         """Returns one Route for each direction; none where something is wrong."""
@@ -196,7 +201,8 @@ class _Translation:
         file, line = resource.where(self._path)
         lines = {ours: resource.where(theirs)[1] - line for ours, theirs in places.items()}
         metadata = (resource.namespace, resource.labels, resource.annotations)
-        return Document(Resource("Route", self._name, spec, *metadata, file, line, lines), tuple(references), 0)
+        route = Resource("Route", self._name, spec, *metadata, file, line, lines)
+        return Document(route, tuple(references), 0)
 
     def _service(self, ref: BackendRef) -> Service:
         return Service(ref.namespace or self._resource.namespace or self._own.namespace, ref.name)

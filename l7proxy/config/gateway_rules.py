@@ -1,21 +1,22 @@
 """One rule of an HTTPRoute or GRPCRoute, read: its matches, filters and timeouts as a Route has them."""
 
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 from msgspec import structs
 
 from l7proxy.config.checks import impossible
+from l7proxy.config.gateway_checks import FILTERS, note
 from l7proxy.config.gateway_model import (
     CORE,
+    LABEL,
     FieldMatch,
     GRPCRouteMatch,
+    HeaderField,
     HeaderModifier,
     HTTPRouteMatch,
     HTTPRouteRule,
     PathModifier,
-    RouteFilter,
     Rule,
     Timeouts,
 )
@@ -28,11 +29,8 @@ from l7proxy.filters.authorizer import check_header
 from l7proxy.filters.headers import Edit, Headers
 from l7proxy.filters.timeout import Timeout
 
-_GRPC_FILTERS = {
-    "RequestHeaderModifier": "request_header_modifier",
-    "ResponseHeaderModifier": "response_header_modifier",
-}
-_HTTP_FILTERS = {**_GRPC_FILTERS, "RequestRedirect": "request_redirect", "URLRewrite": "url_rewrite"}
+_GRPC_FILTERS = ("RequestHeaderModifier", "ResponseHeaderModifier")
+_HTTP_FILTERS = (*_GRPC_FILTERS, "RequestRedirect", "URLRewrite")
 _PATHS: dict[str, Literal["exact", "prefix", "regex"]] = {
     "Exact": "exact",
     "PathPrefix": "prefix",
@@ -40,17 +38,10 @@ _PATHS: dict[str, Literal["exact", "prefix", "regex"]] = {
 }
 _PORTS = {"http": 80, "https": 443}
 _GRPC = TextMatch(regex=r"application/grpc([+;].*)?")
-_GRPC_SERVICE = re.compile(r"\.?[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
-_GRPC_METHOD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-
-
-def note(problems: list[Problem], resource: Resource[Any], path: str, message: str) -> None:
-    """Adds a problem with the place of `path`."""
-    problems.append(Problem(*resource.where(path), f"{path}: {message}"))
 
 
 class RuleReader:
-    """Reads one rule; `places` maps the places of the Route to those of the document that they come from."""
+    """Reads one rule of a valid document; `places` maps the places of the Route to those that they come from."""
 
     def __init__(self, resource: Resource[Any], path: str, rule: Rule, problems: list[Problem]) -> None:
         self.places = {"spec": path}
@@ -69,8 +60,6 @@ class RuleReader:
         self._backends("request_redirect" in found)
         matches = tuple(self._matches())
         redirect, rewrite = found.get("request_redirect"), found.get("url_rewrite")
-        if redirect and rewrite:
-            self._wrong(rewrite[1], "a redirect leaves nothing to rewrite")
         policies: list[Filter] = []
         request, response = (self._edit(found, f"{side}_header_modifier") for side in ("request", "response"))
         if Edit() != request or Edit() != response:
@@ -82,21 +71,19 @@ class RuleReader:
             there, where = redirect
             self.places["spec.redirect"] = where
             port = there.port or _PORTS.get(there.scheme)
-            path = self._moved(there.path, matches, where)
+            path = self._moved(there.path, where)
             return structs.replace(
                 spec, redirect=Redirect(there.status_code, there.scheme, there.hostname, port, **path)
             )
         if rewrite:
             there, where = rewrite
             self.places["spec.rewrite"] = where
-            path = self._moved(there.path, matches, where)
+            path = self._moved(there.path, where)
             return structs.replace(spec, rewrite=Rewrite(host=there.hostname, **path))
         return spec
 
     def _backends(self, redirects: bool) -> None:
         refs, path = self._rule.backend_refs, f"{self._path}.backendRefs"
-        if redirects and refs:
-            self._wrong(path, "a redirect leaves nothing to send there")
         if not redirects and not refs:
             self._wrong(self._path, "there is no backendRef: every request would be answered 500")
         if refs and not any(ref.weight for ref in refs):
@@ -105,11 +92,13 @@ class RuleReader:
             where = f"{path}[{number}]"
             if ref.kind != "Service" or ref.group not in CORE:
                 self._wrong(where, f"only a Service can be sent requests, not a {ref.kind}")
+            elif not LABEL.fullmatch(ref.name):
+                self._wrong(f"{where}.name", f"{ref.name!r} is not the name of a Service")
             if ref.filters:
                 self._wrong(f"{where}.filters", "filters of one backend are not supported: those of the rule are")
 
     def _matches(self) -> Iterator[Match]:
-        matches: Sequence[HTTPRouteMatch | GRPCRouteMatch] = self._rule.matches
+        matches: Sequence[HTTPRouteMatch | GRPCRouteMatch] = self._rule.matches or type(self._rule)().matches
         for number, match in enumerate(matches):
             where = self.places[f"spec.matches[{number}]"] = f"{self._path}.matches[{number}]"
             before = len(self._problems)
@@ -139,20 +128,12 @@ class RuleReader:
             method = self._text("pathregex", called.method or "[^/]+", f"{at}.method")
             path = CallMatch(regex=f"/({service})/({method})", service=len(called.service), method=len(called.method))
         elif called is not None:
-            for key, text, pattern in (
-                ("service", called.service, _GRPC_SERVICE),
-                ("method", called.method, _GRPC_METHOD),
-            ):
-                if text and not pattern.fullmatch(text):
-                    self._wrong(f"{at}.{key}", f"{text!r} is not the name of a gRPC {key}")
             if called.service and called.method:
                 path = PathMatch(exact=f"/{called.service}/{called.method}")
             elif called.service:
                 path = PathMatch(prefix=f"/{called.service}")
             else:
                 path = CallMatch(regex=f"/[^/]+/{called.method}", method=len(called.method))
-        if called is not None and not (called.service or called.method):
-            self._wrong(at, "names neither a service nor a method")
         headers = self._fields(match.headers, f"{where}.headers", True)
         if headers.setdefault("content-type", _GRPC) is not _GRPC:
             self._wrong(f"{where}.headers", "content-type is matched already: by it gRPC calls are known")
@@ -164,10 +145,11 @@ class RuleReader:
             where = f"{path}[{number}]"
             name, value = field.name, field.value
             if headers:
-                name = self._text("header", name, f"{where}.name")
+                name = name.lower()
                 self._checked(check_header, name, f"{where}.name")
+            # HTTPHeaderMatch: subsequent entries with an equivalent header name MUST be ignored.
             if name in found:
-                self._wrong(f"{where}.name", f"there is a condition on {name!r} already")
+                continue
             if field.type == "RegularExpression":
                 found[name] = TextMatch(regex=self._text("regex", value, f"{where}.value"))
             else:
@@ -180,28 +162,16 @@ class RuleReader:
         found: dict[str, tuple[Any, str]] = {}
         for number, entry in enumerate(self._rule.filters):
             where = f"{self._path}.filters[{number}]"
-            given = [key for key in RouteFilter.__struct_fields__[1:] if getattr(entry, key) is not None]
-            name = known.get(entry.type)
-            if name is None:
-                self._wrong(f"{where}.type", f"{entry.type!r} is not supported: only {listed(known)} are")
-            elif given != [name]:
-                self._wrong(where, f"{entry.type} has the one key of its name beside type")
-            elif name in found:
-                self._wrong(where, f"there is a {entry.type} already")
-            else:
+            if entry.type in known:
+                name = FILTERS[entry.type]
                 found[name] = getattr(entry, name), where
+            else:
+                self._wrong(f"{where}.type", f"{entry.type!r} is not supported: only {listed(known)} are")
         return found
 
     def _edit(self, found: dict[str, tuple[Any, str]], name: str) -> Edit:
         modifier, where = found.get(name, (HeaderModifier(), ""))
-        edit = Edit(
-            {field.name: field.value for field in modifier.set},
-            {field.name: field.value for field in modifier.add},
-            modifier.remove,
-        )
-        names = [*(field.name for field in (*modifier.set, *modifier.add)), *modifier.remove]
-        for twice in {name for name in names if names.count(name) > 1}:
-            self._wrong(where, f"there is more than one edit of {twice!r}")
+        edit = Edit(_firsts(modifier.set), _firsts(modifier.add), tuple(name.lower() for name in modifier.remove))
         if where:
             self.places.setdefault("spec.policies.headers", where)
             self.places[f"spec.policies.headers.{name.partition('_')[0]}"] = where
@@ -213,27 +183,19 @@ class RuleReader:
             duration(text) or None if text is not None else None
             for text in (timeouts.request, timeouts.backend_request)
         )
-        if request is not None and attempt is not None and attempt > request:
-            self._wrong(f"{where}.backendRequest", "an attempt cannot take longer than the whole request")
         self.places["spec.policies.timeout"] = where
         self.places["spec.policies.timeout.request"] = f"{where}.request"
         self.places["spec.policies.timeout.perTry"] = f"{where}.backendRequest"
         if request is not None or attempt is not None:
             yield Timeout(request, attempt)
 
-    def _moved(self, modifier: PathModifier | None, matches: Sequence[Match], where: str) -> dict[str, str]:
+    def _moved(self, modifier: PathModifier | None, where: str) -> dict[str, str]:
         """Returns the key of a Rewrite or Redirect that a path modifier stands for."""
         if modifier is None:
             return {}
-        full, prefix = modifier.replace_full_path, modifier.replace_prefix_match
-        if modifier.type == "ReplaceFullPath" and full is not None and prefix is None:
-            return {"path": full}
-        if modifier.type == "ReplacePrefixMatch" and prefix is not None and full is None:
-            if len(matches) != 1 or matches[0].path.prefix is None:
-                self._wrong(where, "ReplacePrefixMatch takes exactly one match, of type PathPrefix")
-            return {"prefix": self._text("path", prefix or "/", where)}
-        self._wrong(where, f"{modifier.type} has the one key of its name beside type")
-        return {}
+        if modifier.replace_full_path is not None:
+            return {"path": modifier.replace_full_path}
+        return {"prefix": self._text("path", modifier.replace_prefix_match or "/", where)}
 
     def _text(self, kind: str, text: str, path: str) -> str:
         """Returns a text as a format of Routes reads it."""
@@ -247,3 +209,11 @@ class RuleReader:
 
     def _wrong(self, path: str, message: str) -> None:
         note(self._problems, self._resource, path, message)
+
+
+def _firsts(fields: Iterable[HeaderField]) -> dict[str, str]:
+    """HTTPHeader: the first entry counts, subsequent entries with an equivalent header name MUST be ignored."""
+    found: dict[str, str] = {}
+    for field in fields:
+        found.setdefault(field.name.lower(), field.value)
+    return found

@@ -64,7 +64,7 @@ def document(
 
 
 def to(name: str = "orders", **more: Any) -> dict[str, Any]:
-    return {"backendRefs": [{"name": name, **more}]}
+    return {"backendRefs": [{"name": name, "port": 80, **more}]}
 
 
 def loaded(folder: Path, *documents: Document, upstreams: tuple[str, ...] = ("payments",)) -> Model:
@@ -207,7 +207,7 @@ def test_routes_of_callers_hold_in_place_of_those_of_the_service(tmp_path: Path)
     assert [(found.name, found.spec.upstream) for found in model.routes] == [("shop/ours[0]", "payments")]
     (warning,) = model.warnings
     assert "spec.parentRefs[0]: does nothing here" in warning.message
-    assert "a.yaml:24 holds for callers in shop" in warning.message
+    assert "a.yaml:25 holds for callers in shop" in warning.message
 
 
 def test_a_listener_that_is_not_there_is_missed(tmp_path: Path) -> None:
@@ -323,7 +323,7 @@ def test_a_timeout_of_zero_is_none(tmp_path: Path) -> None:
 
 
 def test_several_backends_are_a_split(tmp_path: Path) -> None:
-    refs = [{"name": "orders", "weight": 9}, {"name": "payments"}, {"name": "payments", "weight": 0}]
+    refs = [*to(weight=9)["backendRefs"], *to("payments")["backendRefs"], *to("payments", weight=0)["backendRefs"]]
     found = only(tmp_path, {"backendRefs": refs})
     assert found.split == (Backend("app", 9), Backend("payments", 1), Backend("payments", 0))
 
@@ -351,7 +351,8 @@ def matching(**match: Any) -> dict[str, Any]:
     ("rule", "line", "message"),
     [
         (matching(path={"value": "a"}), "value: a", "spec.rules[0].matches[0].path.value: 'a' is not a path"),
-        (matching(path={"value": "/a/../b"}), "- path:", "matches[0].path: no request has such a path"),
+        (matching(path={"value": "/a/../b"}), "value: /a/../b", "value: '/a/../b': a path cannot contain '/../'"),
+        (matching(path={"value": "/a/%2e%2e/b"}), "- path:", "matches[0].path: no request has such a path"),
         (matching(path={"type": "RegularExpression", "value": "("}), "value: (", "is not a regular expression"),
         (matching(path={"type": "Prefix", "value": "/"}), "type: Prefix", "must be one of Exact, PathPrefix, Regular"),
         (matching(headers=[{"name": "a b", "value": "1"}]), "- name: a b", "'a b' is not a token"),
@@ -360,7 +361,7 @@ def matching(**match: Any) -> dict[str, Any]:
             "- name: Host",
             "headers[0].name: 'host': no rule sees this",
         ),
-        (matching(headers=[{"name": "a", "value": "1"}, {"name": "A", "value": "2"}]), "- name: A", "on 'a' already"),
+        (matching(headers=[{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]), "- name: A", "on 'A' already"),
         (
             matching(queryParams=[{"name": "a", "value": "1", "type": "Prefix"}]),
             "type: Prefix",
@@ -423,8 +424,8 @@ def matching(**match: Any) -> dict[str, Any]:
         ),
         (
             {"filters": [{**MODIFIER, "requestHeaderModifier": {"remove": ["a", "A"]}}], **to()},
-            "- type: RequestHeaderModifier",
-            "filters[0]: there is more than one edit of 'a'",
+            "- A",
+            "filters[0].requestHeaderModifier.remove[1]: there is more than one edit of 'a'",
         ),
         (
             {"filters": [{**MODIFIER, "requestHeaderModifier": {"remove": ["Host"]}}], **to()},
@@ -509,7 +510,8 @@ def test_parents_that_cannot_be_had_are_refused(tmp_path: Path, parents: list[di
 
 
 def test_a_document_without_rules_is_a_mistake(tmp_path: Path) -> None:
-    assert "a.yaml:13: spec: there is no rule" in mistakes(tmp_path, document())
+    assert "a.yaml:18: spec.rules: is empty" in mistakes(tmp_path, document())
+    assert "a.yaml:13: spec: there is no rule" in mistakes(tmp_path, document(kind="GRPCRoute"))
 
 
 def test_a_service_has_routes_of_one_kind(tmp_path: Path) -> None:
@@ -527,6 +529,11 @@ def test_names_are_those_of_routes_and_not_given_twice(tmp_path: Path) -> None:
 def test_a_rule_that_can_never_match_is_found(tmp_path: Path) -> None:
     told = mistakes(tmp_path, document({**MATCH, **to()}, {**MATCH, **to("payments")}))
     assert "route 'r[1]' can never match: route 'r[0]' (" in told
+
+
+def test_the_same_service_in_two_spellings_is_one_parent(tmp_path: Path) -> None:
+    twice = document(to("payments"), parents=[parent("payments"), parent("payments", namespace="shop")])
+    assert len(routes(tmp_path, twice)) == 1
 
 
 # What it does
@@ -569,7 +576,7 @@ def test_a_sidecar_does_what_the_documents_say(sidecar: StartSidecar, serve: Sta
         {"matches": [{"headers": [{"name": "x-canary", "value": "always"}]}], **to("canary")},
         {"matches": [{"path": {"value": "/old"}}], **redirect(path=PREFIX, statusCode=308)},
         {"matches": [{"path": {"value": "/slow"}}], "timeouts": {"request": "100ms"}, **to("slow")},
-        {"backendRefs": [{"name": "orders", "weight": 1}, {"name": "canary", "weight": 1}]},
+        {"backendRefs": [{"name": "orders", "port": 80, "weight": 1}, {"name": "canary", "port": 80, "weight": 1}]},
         namespace="shop",
         name="in",
     )

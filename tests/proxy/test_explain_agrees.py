@@ -73,7 +73,7 @@ spec:
   rules:
     - matches: [{path: {value: /ab}, headers: [{name: x, value: "1"}]}, {method: PUT}]
       filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: y, value: "3"}], remove: [x]}}]
-      backendRefs: [{name: orders, weight: 0}, {name: one}]
+      backendRefs: [{name: orders, port: 80, weight: 0}, {name: one, port: 80}]
     - matches: [{queryParams: [{name: q, value: "[12]", type: RegularExpression}]}]
       filters:
         - type: RequestRedirect
@@ -81,7 +81,7 @@ spec:
     - matches: [{path: {value: /v1}, headers: [{name: y, value: "2"}]}]
       filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /}}}]
       timeouts: {request: 1s, backendRequest: 500ms}
-      backendRefs: [{name: two}]
+      backendRefs: [{name: two, port: 80}]
 ---
 apiVersion: l7proxy.io/v1
 kind: Upstream
@@ -143,14 +143,19 @@ def model(folder: Path, *more: str) -> Model:
     return load([str(folder / "a.yaml")])
 
 
+def answering(control: Control) -> None:
+    """Has every endpoint answer 200, without a connection."""
+    for cluster in control.snapshot.clusters.values():
+        for endpoint in cluster.endpoints:
+            endpoint.transport = httpx.MockTransport(lambda request: httpx.Response(200))
+
+
 async def compare(configuration: Model, questions: list[Question]) -> None:
     stats = Stats()
     telemetry = Telemetry(stats, Log(stats, "/dev/null"))
     control = Control(telemetry, configuration)
     explainer = finish(explaining(configuration))
-    for cluster in control.snapshot.clusters.values():
-        for endpoint in cluster.endpoints:
-            endpoint.transport = httpx.MockTransport(lambda request: httpx.Response(200))
+    answering(control)
     ledger = Ledger()
     control.live.snapshot = structs.replace(control.snapshot, tracer=ledger)
     try:
