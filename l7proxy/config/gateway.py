@@ -1,10 +1,14 @@
 """The Gateway API's routes as they are: each rule of an HTTPRoute or GRPCRoute for a Service becomes a Route.
 
+Their order is that of the reference for rules that are equal otherwise: the oldest document, then the first by
+`{namespace}/{name}`, then the rules as they stand. Other documents come before them.
+
 A route for our own Service (the Sidecar's `service`) is inbound, for another one outbound, and what is for a Gateway is
 not for sidecars (GEP-1426). A Service is the Upstream that our resolver would find: `NAME`, or `NAME.NAMESPACE` where
 its namespace is not ours.
 """
 
+from bisect import insort
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -54,19 +58,31 @@ def routes(
         yield
     yield from _settle(ours, parents, own, problems, warnings)
     ports: dict[Service, int] = {}
-    found: list[Document] = []
-    for document in documents:
-        bound = parents.get(id(document.resource))
-        if bound is None:
-            found.append(document)
-        elif bound:
-            rules = rules_of(document.resource)
-            if not rules:
-                note(problems, document.resource, "spec", "there is no rule: every request would be answered 500")
-            for number in range(len(rules)):
-                found += _Translation(document.resource, number, own, ports, problems).routes(bound)
+    found = [document for document in documents if id(document.resource) not in parents]
+    yield
+    ours = yield from _by_age(ours, own)
+    for resource in ours:
+        bound, rules = parents[id(resource)], rules_of(resource)
+        if bound and not rules:
+            note(problems, resource, "spec", "there is no rule: every request would be answered 500")
+        for number in range(len(rules) if bound else 0):
+            found += _Translation(resource, number, own, ports, problems).routes(bound)
         yield
     return found
+
+
+def _by_age(resources: Sequence[Resource[CommonRoute]], own: Service) -> Steps[list[Resource[CommonRoute]]]:
+    """Sorts documents so that of rules that are equal otherwise the first has precedence.
+
+    HTTPRouteRule: the oldest by creation timestamp, then the first in alphabetical order by `{namespace}/{name}`. A
+    document that has no timestamp was not created yet: it counts as younger than all that have.
+    """
+    found: list[tuple[bool, str, str, int]] = []
+    for place, resource in enumerate(resources):
+        name = f"{resource.namespace or own.namespace}/{resource.name}"
+        insort(found, (not resource.created, resource.created, name, place))
+        yield
+    return [resources[place] for _, _, _, place in found]
 
 
 def _parents(
@@ -201,7 +217,7 @@ class _Translation:
         file, line = resource.where(self._path)
         lines = {ours: resource.where(theirs)[1] - line for ours, theirs in places.items()}
         metadata = (resource.namespace, resource.labels, resource.annotations)
-        route = Resource("Route", self._name, spec, *metadata, file, line, lines)
+        route = Resource("Route", self._name, spec, *metadata, file, line, lines, origin=self._origin)
         return Document(route, tuple(references), 0)
 
     def _service(self, ref: BackendRef) -> Service:

@@ -547,7 +547,9 @@ class Metadata(Part, frozen=True):
 class ForeignMetadata(Metadata, frozen=True, forbid_unknown_fields=False):
     """Metadata as Kubernetes writes it, with keys that say nothing to us."""
 
-    creation_timestamp: Annotated[Timestamp, doc("When it was created, which Kubernetes writes.")] = ""
+    creation_timestamp: Annotated[
+        Timestamp, doc("When Kubernetes created the document: of two that contradict each other the older one holds.")
+    ] = ""
 
 
 class Resource(Struct, Generic[Spec], frozen=True, gc=False):
@@ -555,6 +557,7 @@ class Resource(Struct, Generic[Spec], frozen=True, gc=False):
 
     `line` is the line of its first key; `lines` maps the path of each value (`spec.policies.authorization.allow[0]`) to
     the number of lines after that. `created` is when Kubernetes created it, in UTC, "" where that is not written.
+    `origin` names the document of the Gateway API that it was translated from, where it was.
     """
 
     kind: str
@@ -567,6 +570,7 @@ class Resource(Struct, Generic[Spec], frozen=True, gc=False):
     line: int = 0
     lines: dict[str, int] = {}
     created: str = ""
+    origin: str = ""
 
     def where(self, path: str) -> tuple[str, int]:
         """Returns (file, line) of the value at `path`, or of the nearest value that encloses it."""
@@ -581,8 +585,8 @@ class Resource(Struct, Generic[Spec], frozen=True, gc=False):
 class Model(Struct, frozen=True, gc=False):
     """A whole configuration, ready to be compiled.
 
-    `routes` are in file order. `others` are documents of further kinds (Istio's) by kind. `version`
-    is the same for the same content.
+    `routes` are in order of precedence: of equal matches the first decides. `others` are documents of further kinds
+    (Istio's) by kind. `version` is the same for the same content.
     """
 
     sidecar: Resource[Sidecar]

@@ -45,7 +45,8 @@ def shadowed(routes: Routes, problems: list[Problem], warnings: list[Problem]) -
     """Finds matches that others take every request from: an error when nothing of a route is left, else a warning.
 
     Among matches of one path with the same headers and query the earlier has the methods that both name; and a prefix
-    without conditions leaves nothing to regular expressions below it.
+    without conditions leaves nothing to regular expressions below it. Between documents of the Gateway API it is a
+    warning: equal rules of two are valid there, and the older document has the requests.
     """
     claims: dict[Any, _Rule] = {}
     prefixes: dict[tuple[str, str, bytes], _Rule] = {}
@@ -83,10 +84,17 @@ def shadowed(routes: Routes, problems: list[Problem], warnings: list[Problem]) -
             other = f"route {taker.resource.name!r} ({taker.resource.file}:{taker.resource.line})"
             what = f"route {resource.name!r}" if complete else f"matches[{rule.number}] on host {rule.host!r}"
             line = resource.where(f"spec.matches[{rule.number}]")
-            (problems if complete else warnings).append(
+            (problems if complete and not all(map(_between_documents, pairs)) else warnings).append(
                 Problem(*line, f"{what} can never match: {other} comes first and takes its requests")
             )
         yield
+
+
+def _between_documents(pair: tuple[_Rule, _Rule]) -> bool:
+    """Tells whether equal matches are of two documents of the Gateway API."""
+    rule, taker = pair
+    origins = (rule.resource.origin, taker.resource.origin)
+    return rule.path == taker.path and all(origins) and origins[0] != origins[1]
 
 
 def unenforced(routes: Routes, warnings: list[Problem]) -> Steps[None]:

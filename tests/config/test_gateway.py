@@ -531,6 +531,23 @@ def test_a_rule_that_can_never_match_is_found(tmp_path: Path) -> None:
     assert "route 'r[1]' can never match: route 'r[0]' (" in told
 
 
+def test_of_equal_rules_of_two_documents_the_younger_is_a_warning(tmp_path: Path) -> None:
+    """Both are valid, and the oldest by creation timestamp has precedence, wherever it stands."""
+    young, old = document(to("payments"), name="a"), document(to(), name="b")
+    young["metadata"]["creationTimestamp"] = "2026-01-01T00:00:00Z"
+    old["metadata"]["creationTimestamp"] = "2025-12-31T23:59:59Z"
+    model = loaded(tmp_path, young, old)
+    assert [route.name for route in model.routes] == ["b[0]", "a[0]"]
+    (warning,) = model.warnings
+    assert warning.message.startswith("route 'a[0]' can never match: route 'b[0]' (")
+    assert warning.line == 8 + 12
+
+
+def test_a_route_comes_before_an_equal_rule_of_a_document_wherever_it_stands(tmp_path: Path) -> None:
+    ours = yaml.safe_dump({"apiVersion": "l7proxy.io/v1", "kind": "Route", "metadata": {"name": "z"}, "spec": {}})
+    assert "route 'r[0]' can never match: route 'z' (" in mistakes(tmp_path, document(to()), ours)
+
+
 def test_the_same_service_in_two_spellings_is_one_parent(tmp_path: Path) -> None:
     twice = document(to("payments"), parents=[parent("payments"), parent("payments", namespace="shop")])
     assert len(routes(tmp_path, twice)) == 1
