@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from l7proxy.config.model import CallMatch, Match, Resource, Route
-from l7proxy.config.precedence import exact_key, prefix_key, suffixes, within
+from l7proxy.config.precedence import exact_key, place, prefix_key, rank, suffixes, within
 from l7proxy.core.errors import Problem
 from l7proxy.core.patterns import literal_prefix
 from l7proxy.core.slices import Steps, drained
@@ -63,7 +63,7 @@ def shadowed(routes: Routes, problems: list[Problem], warnings: list[Problem]) -
         if match.headers or match.query:
             conditions = (frozenset(match.headers.items()), frozenset(match.query.items()))
         takers = [
-            claims.setdefault((side, rule.host, kind, key, conditions, method), rule)
+            claims.setdefault((side, rule.host, place(match.path), rank(match)[:2], key, conditions, method), rule)
             for method in match.methods or ("",)
         ]
         if not any(taker.resource is rule.resource for taker in takers):

@@ -234,7 +234,7 @@ def test_a_time_of_creation_that_is_none_is_refused(folder: Path) -> None:
     one = document(to())
     one["metadata"]["creationTimestamp"] = "yesterday"
     with pytest.raises(
-        ConfigError, match=r"metadata\.creationTimestamp: 'yesterday' is not a time as Kubernetes writes it"
+        ConfigError, match=r"metadata\.creationTimestamp: 'yesterday' is not a time like 2024-05-01T12:00:00Z"
     ):
         read(folder, one)
     one["metadata"]["creationTimestamp"] = None
