@@ -161,7 +161,10 @@ class Outbound(Part, frozen=True):
     listen: Annotated[Listen, doc("The address to listen on.")] = "127.0.0.1:15001"
     policy: Annotated[
         Literal["REGISTRY_ONLY", "ALLOW_ANY"],
-        doc("Whether hosts that no outbound Route names are refused or called as they are."),
+        doc(
+            "Whether hosts that no outbound Route names are refused or called as they are; with ALLOW_ANY, CONNECT "
+            "opens a tunnel to them."
+        ),
     ] = "REGISTRY_ONLY"
 
 

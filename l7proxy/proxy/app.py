@@ -167,13 +167,18 @@ def _route(side: Side, request: Request, live: Live) -> Target:
 
 
 def _tunnel(side: Side, request: Request) -> Target:
-    """Finds the route of a CONNECT, which has a host and no path; raises ProxyError where no tunnel may be opened."""
+    """Finds the route of a CONNECT, which has a host and no path; raises ProxyError where no tunnel may be opened.
+
+    A host that routes name is reached by them alone: a tunnel would pass by their policies.
+    """
     target = None
     if request.upgrade is not None:
         trace = request.trace
         target = side.router.match(
             request.authority, b"/", b"CONNECT", request.headers, b"", trace and trace.candidates
         )
+        if target is None and not side.router.knows(request.authority):
+            target = side.fallback
     if target is None or not target.route.connect:
         raise ProxyError("method_not_allowed", "CONNECT")
     return target

@@ -143,7 +143,7 @@ class Compiler:
         anywhere = None
         if outbound is not None and outbound.policy == "ALLOW_ANY":
             egress = keep.get(("egress",), lambda: Egress(self._stats, self._metrics, self._random))
-            anywhere = Target(self._plain("", False, self.end(EGRESS, egress.send)), "/")
+            anywhere = Target(self._plain("", False, self.end(EGRESS, egress.send), connect=True), "/")
         forwarding = _forwarding(inbound, tls)
         snapshot = Snapshot(
             version=model.version,
@@ -300,12 +300,12 @@ class Compiler:
             resource,
         )
 
-    def _plain(self, name: str, inbound: bool, handle: Handler) -> Route:
+    def _plain(self, name: str, inbound: bool, handle: Handler, connect: bool = False) -> Route:
         """A route that no document describes."""
         info = RouteInfo(name, inbound)
         build = self._build(info, None, "retry", self._keep.get(("retired", name, inbound), _Retired))
         handle = self._guarded(self.wrap(Retry(), handle, build), build)
-        return Route(name, handle, self._metrics.route(self._keep, name, inbound))
+        return Route(name, handle, self._metrics.route(self._keep, name, inbound), connect=connect)
 
     def watches(self, sidecar: Sidecar) -> bool:
         """Says whether a request may have a trace of what is decided about it; else policies are not looked at."""
