@@ -49,6 +49,8 @@ CODES: dict[str, Code] = {
         Code("draining", 503, "DR", "destination_unavailable", 14, "the proxy is shutting down"),
         Code("upstream_timeout", 504, "UT", "http_response_timeout", 4, "the upstream did not answer in time"),
         Code("http_version", 505, "DPE", "http_request_error", 12, "the HTTP version is not supported"),
+        # Not UNAVAILABLE to gRPC, whose clients would try again.
+        Code("loop_detected", 508, "NR", "proxy_loop_detected", 13, "the request would come back to this proxy"),
     )
 }
 

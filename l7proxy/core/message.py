@@ -40,8 +40,9 @@ class Request(Struct, weakref=False):
     `time.monotonic` seconds; `timeout` becomes the deadline once the request has been sent whole, and `per_try` bounds
     each attempt. `tried` are the attempts that were followed by another one. `span_id` and `parent_id` are ours and our
     caller's in a trace that is not sampled; `undecided` tells that no caller said whether it is to be. `upgrade` is the
-    protocol asked for (`websocket`), whose bytes follow in `body` once the answer is 101 (or 200 to a CONNECT).
-    `account` counts what the client's connection holds in memory.
+    protocol asked for (`websocket`), whose bytes follow in `body` once the answer is 101 (or 200 to a CONNECT). `hops`
+    are the values of CDN-Loop that it came with (RFC 8586). `account` counts what the client's connection holds in
+    memory.
     """
 
     method: bytes
@@ -66,6 +67,7 @@ class Request(Struct, weakref=False):
     grpc: bool = False
     destination: tuple[str, int] | None = None
     account: BufferAccount = UNACCOUNTED
+    hops: bytes = b""
     # The ledger: written on the way, read once at the end.
     request_id: bytes = b""
     trace_id: bytes = b""

@@ -22,8 +22,8 @@ class Edit(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
 class Headers(Filter, frozen=True):
     """Edits the header fields of requests and responses (Gateway API's header modifiers).
 
-    Host is changed by `rewrite`, and what frames a message is the proxy's own business: `host`, `content-length`,
-    `transfer-encoding`, `connection` and `upgrade` cannot be edited.
+    Host is changed by `rewrite`, what frames a message is the proxy's own business, and CDN-Loop is left as it is (RFC
+    8586): `host`, `content-length`, `transfer-encoding`, `connection`, `upgrade` and `cdn-loop` cannot be edited.
     """
 
     name: ClassVar[str] = "headers"
@@ -32,7 +32,7 @@ class Headers(Filter, frozen=True):
     response: Annotated[Edit, Meta(description="Edits of responses.")] = Edit()
 
     def __post_init__(self) -> None:
-        fixed = {"host", "content-length", "transfer-encoding", "connection", "upgrade"}
+        fixed = {"host", "content-length", "transfer-encoding", "connection", "upgrade", "cdn-loop"}
         for edit in (self.request, self.response):
             for name in (*edit.set, *edit.add, *edit.remove):
                 if name.lower() in fixed:

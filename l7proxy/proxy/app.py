@@ -14,6 +14,7 @@ from l7proxy.core import grpc
 from l7proxy.core.errors import CODES, Cut, ProxyError, proxy_status
 from l7proxy.core.exchange import Exchange, Refusal
 from l7proxy.core.headers import Headers
+from l7proxy.core.loops import loops
 from l7proxy.core.message import Body, Request, Response
 from l7proxy.core.stream import Stream
 from l7proxy.proxy.snapshot import Live, Route, Side, Snapshot, Target
@@ -73,6 +74,8 @@ def make_app(live: Live, inbound: bool) -> Callable[[Exchange], Awaitable[None]]
                     request.trace = Decision()
                 if request.method == b"POST":
                     grpc.begin(request)
+                if request.hops and loops.passed(request.hops, inbound):
+                    raise ProxyError("loop_detected", "the request has passed this sidecar before")
                 serves = exchange.serves
                 if serves is not None and not serves(request.authority):
                     raise ProxyError("misdirected", "the certificate is for other hosts, and the client asked for one")

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 
 from l7proxy.config.model import Http2Limits, Sidecar
+from l7proxy.core.address import end_of
 from l7proxy.core.buffers import BufferPool
 from l7proxy.core.stats import Stats
 from l7proxy.identity.handshakes import Handshakes
@@ -49,6 +50,12 @@ def open_sockets(spec: Sidecar, given: Mapping[tuple[str, str], Sequence[socket.
                 stack.callback(sock.close)
         stack.pop_all()
         return sockets
+
+
+def ends(sockets: Sockets) -> list[tuple[str, int]]:
+    """Returns the addresses that sockets are bound to, each once; a Unix socket has none."""
+    bound = [end_of(sock.getsockname()) for opened in sockets.values() for sock in opened]
+    return list(dict.fromkeys(end for end in bound if end is not None))
 
 
 class Listeners:

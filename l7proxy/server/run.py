@@ -5,8 +5,9 @@ import signal
 from l7proxy.config.model import Model
 from l7proxy.core.errors import ConfigError
 from l7proxy.core.handler import Source
+from l7proxy.core.loops import loops
 from l7proxy.server import takeover
-from l7proxy.server.listeners import Sockets, open_sockets
+from l7proxy.server.listeners import Sockets, ends, open_sockets
 from l7proxy.server.process import Handover, Process, serve
 from l7proxy.server.program import complain, loop_until_done
 from l7proxy.telemetry.lines import LineWriter
@@ -28,6 +29,7 @@ def run(model: Model, source: Source | None = None, path: str | None = None, lev
     except OSError as error:
         complain(error.strerror or str(error))
         return 1
+    loops.begin(ends(sockets), loops.token)
     # A predecessor writes to the same pipes for as long as it drains, and so do workers.
     LineWriter.shared = path is not None or spec.workers > 1
     handover = Handover(path, predecessor, spec, sockets)

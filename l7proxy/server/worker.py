@@ -4,9 +4,11 @@ import asyncio
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from l7proxy.config.model import Model
+from l7proxy.core.loops import loops
 from l7proxy.proxy.tap import Batch, Tap, Wanted
 from l7proxy.server import channel
 from l7proxy.server.drain import Report, patience
@@ -41,8 +43,20 @@ class Worker:
     def add(self, digest: Digest, data: bytes) -> None:
         self._pieces.add(digest, data)
 
-    def start(self, head: Model, digests: list[Digest], descriptors: dict[str, list[int]], level: Level) -> None:
-        """Compiles the first model and begins to serve on open sockets. Raises ConfigError."""
+    def start(
+        self,
+        head: Model,
+        digests: list[Digest],
+        descriptors: dict[str, list[int]],
+        level: Level,
+        addresses: Sequence[tuple[str, int]],
+        token: str,
+    ) -> None:
+        """Compiles the first model and begins to serve on open sockets. Raises ConfigError.
+
+        What all processes of the sidecar listen on, and the token that they have together, are for `loops`.
+        """
+        loops.begin(addresses, token)
         sockets = {name: [socket.socket(fileno=number) for number in numbers] for name, numbers in descriptors.items()}
         self._running = Process(self._pieces.build(head, digests), sockets, level)
         self._running.start()

@@ -18,6 +18,7 @@ from l7proxy.admin.app import AdminView
 from l7proxy.config.model import Model
 from l7proxy.core.errors import ConfigError, Problem
 from l7proxy.core.handler import Source
+from l7proxy.core.loops import loops
 from l7proxy.core.slices import between
 from l7proxy.core.stats import Stats
 from l7proxy.proxy.control import follow, warn
@@ -258,7 +259,8 @@ class Workers:
         head, pieces = self._packed
         try:
             async with asyncio.timeout(_STARTING):
-                await worker.call("start", head, await worker.load(pieces), descriptors, self.telemetry.log.level)
+                digests, level = await worker.load(pieces), self.telemetry.log.level
+                await worker.call("start", head, digests, descriptors, level, loops.addresses, loops.token)
                 if self.draining:
                     await worker.call("begin_drain")
         except BaseException:

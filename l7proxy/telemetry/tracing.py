@@ -7,6 +7,7 @@ from random import getrandbits, random
 from typing import TYPE_CHECKING, NamedTuple
 
 from l7proxy.core.headers import Headers, find, without
+from l7proxy.core.loops import FIELD as CDN_LOOP
 from l7proxy.core.message import Request
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ _TRACEPARENT = re.compile(
 _SAMPLED = frozenset(b"13579bdf")
 """The last digit of flags whose lowest bit is set."""
 
-_WATCHED = frozenset((b"x-request-id", b"traceparent", b"tracestate"))
+_WATCHED = frozenset((b"x-request-id", b"traceparent", b"tracestate", CDN_LOOP))
 
 # https://github.com/openzipkin/b3-propagation: trace ids may be 64 bits wide.
 _B3_TRACE = re.compile(rb"(?!0+$)(?:[0-9a-f]{16}){1,2}").fullmatch
@@ -67,7 +68,8 @@ class Tracer:
     def begin(self, request: Request) -> None:
         """Sets `request_id`, `trace_id` and, when sampled, `span`; puts what the upstream is to see into the headers.
 
-        An `x-request-id` that is there is kept: those of callers that are not trusted have been removed before.
+        An `x-request-id` that is there is kept: those of callers that are not trusted have been removed before. Sets
+        `hops`, too: whatever leads from hop to hop is found in one pass over the fields.
         """
         headers = request.headers
         request_id = traceparent = None
@@ -78,6 +80,8 @@ class Tracer:
                     request_id = value
                 elif name == b"traceparent":
                     traceparent = b"more than one" if traceparent else value
+                elif name == CDN_LOOP:
+                    request.hops = b"%b, %b" % (request.hops, value) if request.hops else value
                 else:
                     stateful = True
         fresh = None

@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast
 from msgspec import Struct
 
 from l7proxy.core.errors import ProxyError
+from l7proxy.core.loops import loops
 from l7proxy.core.message import Request, Response
 from l7proxy.core.stats import Stats
 from l7proxy.core.stream import Stream
@@ -126,6 +127,9 @@ class Cluster:
         request.upstream = self.name
         request.endpoint = endpoint.address
         request.attempt += 1
+        if request.attempt == 1:
+            # Behind all policies: none of them can take it away.
+            request.headers.append(loops.fields[request.inbound])
         load.requests += 1
         endpoint.active += 1
         span = None

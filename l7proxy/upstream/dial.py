@@ -2,14 +2,17 @@
 
 import asyncio
 import select
+import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol, TypeVar, cast
 
 from msgspec import Struct
 
 from l7proxy.core import descriptors
 from l7proxy.core.errors import ProxyError
+from l7proxy.core.loops import loops
 from l7proxy.core.message import Body, Request
 from l7proxy.core.pacing import PacedProtocol
 from l7proxy.core.stats import Counter, Gauge
@@ -88,20 +91,15 @@ async def connect(
     dial: Dial, load: Load, metrics: PoolMetrics, make: Callable[[], Connection], timeout: float | None
 ) -> Connection:
     """Opens one connection and counts it in `load`, which whoever closes it takes back. Raises ProxyError."""
-    loop = asyncio.get_running_loop()
     if not descriptors.below(descriptors.dial_ceiling()):
         raise ProxyError("overflow", "the process has no file descriptor to spare")
     load.connections += 1
     try:
         async with asyncio.timeout(timeout):
-            if dial.tls is not None:
-                transport, connection = await dial.tls.connect(make, host=dial.host, port=dial.port)
-                connection.chosen = transport.protocol
-                connection.expires = time.monotonic() + dial.tls.identity.lifetime(transport.peer)
-            elif dial.path:
-                _, connection = await loop.create_unix_connection(make, dial.path)
+            if loops.listening.on_port(dial.port) and not dial.path:
+                connection = await _elsewhere(dial, make)
             else:
-                _, connection = await loop.create_connection(make, dial.host, dial.port)
+                connection = await _open(dial, dial.host, make)
     except (OSError, TimeoutError) as error:
         load.connections -= 1
         metrics.connect_failures.value += 1
@@ -113,6 +111,37 @@ async def connect(
     metrics.connects.value += 1
     metrics.connections.value += 1
     return connection
+
+
+async def _open(dial: Dial, host: str, make: Callable[[], Connection]) -> Connection:
+    """Opens one connection to a host. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    if dial.tls is not None:
+        transport, connection = await dial.tls.connect(make, host=host, port=dial.port)
+        connection.chosen = transport.protocol
+        connection.expires = time.monotonic() + dial.tls.identity.lifetime(transport.peer)
+    elif dial.path:
+        _, connection = await loop.create_unix_connection(make, dial.path)
+    else:
+        _, connection = await loop.create_connection(make, host, dial.port)
+    return connection
+
+
+async def _elsewhere(dial: Dial, make: Callable[[], Connection]) -> Connection:
+    """Opens one connection to a port that we listen on ourselves, unless it is on one of our own addresses.
+
+    It is opened to the very addresses that were looked at: the next answer about a name may be another one. Raises
+    OSError and ProxyError.
+    """
+    found = await asyncio.get_running_loop().getaddrinfo(dial.host, dial.port, type=socket.SOCK_STREAM)
+    hosts = list(dict.fromkeys(str(address[0]) for *_, address in found))
+    for host in hosts:
+        if loops.listening.accepts(host, dial.port):
+            raise ProxyError("loop_detected", f"{dial.host}:{dial.port} is a listener of this sidecar")
+    for host in hosts[:-1]:
+        with suppress(OSError):
+            return await _open(dial, host, make)
+    return await _open(dial, hosts[-1], make)
 
 
 def head_deadline(ledger: Request) -> float | None:

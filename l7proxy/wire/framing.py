@@ -45,7 +45,7 @@ _SPECIAL = frozenset(
 _OPTIONS = frozenset((b"close", b"keep-alive", b"upgrade", b"te"))
 # What a peer may not strip by naming it in Connection: the app relies on it.
 _KEPT = re.compile(
-    rb"(?:host|content-length|transfer-encoding|authorization|cookie|set-cookie|forwarded|date|via|traceparent|tracestate"
+    rb"(?:host|content-length|transfer-encoding|authorization|cookie|set-cookie|forwarded|date|via|cdn-loop|traceparent|tracestate"
     rb"|content-type|content-encoding|content-range|range|origin|expect|x-forwarded-.*|x-request-id|x-real-ip"
     rb"|x-l7proxy-.*|x-envoy-.*|x-b3-.*|b3)"
 )
