@@ -2,17 +2,20 @@
 
 import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
 
 from l7proxy.config.documents import Document
 from l7proxy.config.kinds import KINDS
-from l7proxy.config.model import APP, Match, Model, Resource, Route, Sidecar, Tls, Upstream
+from l7proxy.config.model import APP, Endpoint, Match, Model, Resource, Route, Sidecar, Tls, Upstream
 from l7proxy.config.precedence import exact_key, prefix_key
 from l7proxy.config.scalars import suggest
 from l7proxy.core.errors import Problem
 from l7proxy.core.fields import network, split_host_port
 from l7proxy.core.files import open_regular
+from l7proxy.core.loops import Listening
 from l7proxy.core.slices import Steps, drained
 from l7proxy.filters.authorization import Authorization
 from l7proxy.identity.peer import peer_named
@@ -21,6 +24,8 @@ from l7proxy.identity.sources import Files
 from l7proxy.identity.spiffe import check_trust_domain
 
 Problems = list[Problem]
+
+_LISTENERS = ("inbound", "outbound", "admin", "metrics", "health")
 
 _ADDRESS = re.compile(r"[0-9.]+|[0-9A-Fa-f.]*:[0-9A-Fa-f.:]*")
 """What was meant as an address, whether or not it is one: no host name looks so."""
@@ -149,7 +154,7 @@ def _certificates(resource: Resource[Any], path: str, tls: Tls, server: bool, pr
 def listeners(resource: Resource[Sidecar], problems: Problems) -> None:
     """No two listeners share an address."""
     taken: dict[str, str] = {}
-    for name in ("inbound", "outbound", "admin", "metrics", "health"):
+    for name in _LISTENERS:
         block = getattr(resource.spec, name)
         if block is None or block.listen.endswith(":0"):
             continue
@@ -170,6 +175,52 @@ def _overlap(one: str, other: str) -> bool:
         return False
     hosts = {host, other_host}
     return len(hosts) == 1 or "::" in hosts or ("0.0.0.0" in hosts and not any(":" in text for text in hosts))
+
+
+def loops(
+    sidecar: Resource[Sidecar], upstreams: Iterable[Resource[Upstream]], app_given: bool, problems: Problems
+) -> Steps[None]:
+    """Nothing is forwarded to one of the sidecar's own listeners, as far as an address tells; `app_given` by a flag."""
+    own = _Own(sidecar.spec)
+    inbound = sidecar.spec.inbound
+    if inbound is not None and inbound.app is not None:
+        url = urlsplit(inbound.app)
+        back = own.listener(url.hostname or "", url.port or (443 if url.scheme == "https" else 80))
+        if back and app_given:
+            problems.append(Problem("--app", 0, f"{inbound.app} {back}"))
+        elif back:
+            _note(problems, sidecar, "spec.inbound.app", f"{inbound.app} {back}")
+    for upstream in upstreams:
+        named = {f"spec.endpoints[{number}]": entry for number, entry in enumerate(upstream.spec.endpoints)}
+        if upstream.spec.dns is not None:
+            named["spec.dns"] = upstream.spec.dns
+        for path, entry in named.items():
+            address = entry.address if isinstance(entry, Endpoint) else entry
+            if back := own.listener(*split_host_port(address)):
+                _note(problems, upstream, path, f"{address} {back}")
+        yield
+
+
+class _Own:
+    """The sidecar's listeners, as destinations."""
+
+    def __init__(self, spec: Sidecar) -> None:
+        blocks = {name: getattr(spec, name) for name in _LISTENERS}
+        listens = {name: block.listen for name, block in blocks.items() if block is not None}
+        # Which addresses a machine has beside its loopback interface is known where the sidecar runs, not here.
+        self._listening = {
+            f"{name} listener ({listen})": Listening([split_host_port(listen)], lambda address: address.is_loopback)
+            for name, listen in listens.items()
+            if not listen.startswith("unix:")
+        }
+
+    def listener(self, host: str, port: int) -> str:
+        """Says which listener certainly answers at an address, or nothing."""
+        with suppress(ValueError):
+            for name, listening in self._listening.items():
+                if listening.accepts("127.0.0.1" if host == "localhost" else host, port):
+                    return f"is the sidecar's own {name}: requests would come back to it"
+        return ""
 
 
 def _each(

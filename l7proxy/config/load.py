@@ -32,8 +32,16 @@ def load(paths: Sequence[str], overrides: Overrides = NONE, elsewhere: bool = Fa
 
 
 def app_model(overrides: Overrides) -> Model:
-    """Returns the model of `l7proxy run --app URL`: every listener at its default, all requests to the application."""
-    return Model(overrides.alone(), version=blake2b(repr(overrides).encode(), digest_size=6).hexdigest())
+    """Returns the model of `l7proxy run --app URL`: every listener at its default, all requests to the application.
+
+    Raises ConfigError.
+    """
+    sidecar = overrides.alone()
+    problems: list[Problem] = []
+    finish(checks.loops(sidecar, (), True, problems))
+    if problems:
+        raise ConfigError(problems)
+    return Model(sidecar, version=blake2b(repr(overrides).encode(), digest_size=6).hexdigest())
 
 
 class Loader:
@@ -164,6 +172,7 @@ def _model(
             routes.append(resource)
         yield
     checks.listeners(sidecar, problems)
+    yield from checks.loops(sidecar, upstreams.values(), overrides.app is not None, problems)
     yield from checks.references(documents, names, has_app, problems)
     yield from shadow.shadowed(routes, problems, warnings)
     model = Model(

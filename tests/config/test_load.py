@@ -228,6 +228,31 @@ def test_a_reference_to_a_document_with_a_mistake_is_no_second_mistake(tmp_path)
             "a.yaml:7: spec.admin.listen: inbound listens on 0.0.0.0:15006 and so on [::]:15006 too",
         ),
         (
+            (SIDECAR.replace("8080", "15006"),),
+            "a.yaml:6: spec.inbound.app: http://127.0.0.1:15006 is the sidecar's own inbound listener (0.0.0.0:15006): "
+            "requests would come back to it",
+        ),
+        (
+            (SIDECAR.replace("http://127.0.0.1:8080", "http://localhost:15001"),),
+            "a.yaml:6: spec.inbound.app: http://localhost:15001 is the sidecar's own outbound listener",
+        ),
+        (
+            (SIDECAR.replace("app: http://127.0.0.1:8080", 'app: "https://[::1]", listen: "[::]:443"'),),
+            "a.yaml:6: spec.inbound.app: https://[::1] is the sidecar's own inbound listener ([::]:443)",
+        ),
+        (
+            (SIDECAR, upstream("app", "{endpoints: [{address: 127.0.0.1:15006}]}")),
+            "a.yaml:12: spec.endpoints[0]: 127.0.0.1:15006 is the sidecar's own inbound listener",
+        ),
+        (
+            (SIDECAR, upstream("u", "{endpoints: [10.0.0.1:1, '[::ffff:127.0.0.1]:15001']}")),
+            "a.yaml:12: spec.endpoints[1]: [::ffff:127.0.0.1]:15001 is the sidecar's own outbound listener",
+        ),
+        (
+            (SIDECAR, upstream("u", "{dns: localhost:15001}")),
+            "a.yaml:12: spec.dns: localhost:15001 is the sidecar's own outbound listener",
+        ),
+        (
             (SIDECAR, upstream("u"), upstream("u").replace("name: u", "name: u, namespace: b")),
             "metadata.name: Upstream 'u' is defined in a.yaml:9",
         ),
@@ -301,6 +326,23 @@ def test_the_application_of_the_command_line_wins(tmp_path):
     assert model.sidecar.spec.inbound == Inbound(app="http://127.0.0.1:9")
     alone = loaded(tmp_path, route("r", "{hosts: [a]}"), app="http://127.0.0.1:9").sidecar
     assert alone == app_model(Overrides(app="http://127.0.0.1:9")).sidecar
+
+
+@pytest.mark.parametrize("files", [(), (SIDECAR,)])
+def test_an_application_of_the_command_line_is_no_own_listener(tmp_path, files):
+    message = "--app: http://127.0.0.1:15006 is the sidecar's own inbound listener (0.0.0.0:15006): "
+    given = Overrides(app="http://127.0.0.1:15006")
+    with pytest.raises(ConfigError) as caught:
+        if files:
+            loaded(tmp_path, *files, app=given.app)
+        else:
+            app_model(given)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:15002", "127.0.0.2:15001", "10.0.0.1:15006", "orders.shop.svc:15006"])
+def test_an_upstream_beside_the_own_listeners_is_no_mistake(address, tmp_path):
+    assert loaded(tmp_path, SIDECAR, upstream("u", f"{{endpoints: ['{address}']}}")).upstreams.keys() == {"u"}
 
 
 def test_what_is_overridden_stands_beside_what_the_yaml_says(tmp_path):
