@@ -97,9 +97,9 @@ async def connect(
     try:
         async with asyncio.timeout(timeout):
             if loops.listening.on_port(dial.port) and not dial.path:
-                connection = await _elsewhere(dial, make)
+                _, connection = await _elsewhere(dial, make)
             else:
-                connection = await _open(dial, dial.host, make)
+                _, connection = await _open(dial, dial.host, make)
     except (OSError, TimeoutError) as error:
         load.connections -= 1
         metrics.connect_failures.value += 1
@@ -113,21 +113,22 @@ async def connect(
     return connection
 
 
-async def _open(dial: Dial, host: str, make: Callable[[], Connection]) -> Connection:
+async def _open(dial: Dial, host: str, make: Callable[[], Connection]) -> tuple[asyncio.BaseTransport, Connection]:
     """Opens one connection to a host. Raises OSError."""
     loop = asyncio.get_running_loop()
+    transport: asyncio.BaseTransport
     if dial.tls is not None:
         transport, connection = await dial.tls.connect(make, host=host, port=dial.port)
         connection.chosen = transport.protocol
         connection.expires = time.monotonic() + dial.tls.identity.lifetime(transport.peer)
     elif dial.path:
-        _, connection = await loop.create_unix_connection(make, dial.path)
+        transport, connection = await loop.create_unix_connection(make, dial.path)
     else:
-        _, connection = await loop.create_connection(make, host, dial.port)
-    return connection
+        transport, connection = await loop.create_connection(make, host, dial.port)
+    return transport, connection
 
 
-async def _elsewhere(dial: Dial, make: Callable[[], Connection]) -> Connection:
+async def _elsewhere(dial: Dial, make: Callable[[], Connection]) -> tuple[asyncio.BaseTransport, Connection]:
     """Opens one connection to a port that we listen on ourselves, unless it is on one of our own addresses.
 
     It is opened to the very addresses that were looked at: the next answer about a name may be another one. Raises

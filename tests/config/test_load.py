@@ -228,6 +228,10 @@ def test_a_reference_to_a_document_with_a_mistake_is_no_second_mistake(tmp_path)
             "a.yaml:7: spec.admin.listen: inbound listens on 0.0.0.0:15006 and so on [::]:15006 too",
         ),
         (
+            (SIDECAR, route("r", "{policies: {headers: {request: {remove: [CDN-Loop]}}}}")),
+            "'cdn-loop' cannot be edited",
+        ),
+        (
             (SIDECAR.replace("8080", "15006"),),
             "a.yaml:6: spec.inbound.app: http://127.0.0.1:15006 is the sidecar's own inbound listener (0.0.0.0:15006): "
             "requests would come back to it",

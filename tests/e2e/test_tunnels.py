@@ -54,7 +54,7 @@ def test_https_proxy_works_with_curl_and_a_tls_server(
     assert ended["bytes_out"] > 500
     labels = {"http_request_method": "CONNECT", "l7proxy_direction": "outbound"}
     assert proxy.metrics()("http_server_request_duration_seconds_count", **labels) == 1
-    assert proxy.metrics()("l7proxy_upstream_connections", l7proxy_upstream="passthrough") == 0
+    assert proxy.metrics()("l7proxy_upstream_connects_total", l7proxy_upstream="passthrough") == 1
 
 
 def greet(connection: Connection) -> None:
