@@ -87,8 +87,18 @@ def serve() -> Iterator[StartServer]:
 @pytest.fixture(scope="session")
 def uvicorn_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
     """The address of a uvicorn process that serves `tests.support.apps:app`."""
+    yield from _uvicorn(tmp_path_factory, "tests.support.apps:app")
+
+
+@pytest.fixture(scope="session")
+def starlette_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
+    """The address of a uvicorn process that serves `tests.support.routed:app`."""
+    yield from _uvicorn(tmp_path_factory, "tests.support.routed:app")
+
+
+def _uvicorn(tmp_path_factory: pytest.TempPathFactory, app: str) -> Iterator[Address]:
     address = free_address()
-    command = [sys.executable, "-m", "uvicorn", "tests.support.apps:app", "--port", str(address[1])]
+    command = [sys.executable, "-m", "uvicorn", app, "--port", str(address[1])]
     # A request whose client has gone, to `/slow/20000` for one, would keep uvicorn from ending.
     options = ["--log-level", "warning", "--timeout-keep-alive", "30", "--timeout-graceful-shutdown", "1"]
     root = str(Path(__file__).parents[1])

@@ -21,7 +21,7 @@ from l7proxy.proxy.snapshot import Live, Route, Side, Snapshot, Target
 from l7proxy.proxy.trace import Decision, tell
 from l7proxy.telemetry.access import Entry, Mark, take_down
 from l7proxy.wire.framing import Malformed
-from l7proxy.wire.path import ambiguous, canonical, normalise, unescape_slashes
+from l7proxy.wire.path import ambiguous, canonical, has_slashes, normalise, unescape_slashes
 
 CANCELLED = 499
 """The status that logs and metrics show when the client went away before an answer (nginx's convention)."""
@@ -147,7 +147,7 @@ def _route(side: Side, request: Request, live: Live) -> Target:
     if request.method == b"CONNECT":
         return _tunnel(side, request)
     path = normalise(raw)
-    if path is not raw and ambiguous(path):
+    if path is not raw:
         path = _unambiguous(side, path)
     request.path = path
     trace = request.trace
@@ -194,9 +194,7 @@ def route_of(side: Side, exchange: Exchange) -> str:
     """
     connect = exchange.method == b"CONNECT"
     try:
-        path = b"/" if connect else normalise(exchange.path)
-        if ambiguous(path):
-            path = _unambiguous(side, path)
+        path = b"/" if connect else _unambiguous(side, normalise(exchange.path))
     except ProxyError:
         return ""
     target = side.router.match(exchange.authority, path, exchange.method, exchange.headers, exchange.query)
@@ -205,11 +203,15 @@ def route_of(side: Side, exchange: Exchange) -> str:
 
 
 def _unambiguous(side: Side, path: bytes) -> bytes:
-    if side.slashes == "UNESCAPE":
+    """Returns a normalised path with its encoded slashes as the listener reads them.
+
+    Raises Malformed where rules look at paths and applications may read another one in this.
+    """
+    slashes = has_slashes(path)
+    if slashes and side.slashes == "UNESCAPE":
         path = unescape_slashes(path)
-    elif side.slashes == "KEEP" or not side.strict:
-        return path
-    if side.strict and ambiguous(path):
+        slashes = False
+    if side.strict and ((slashes and side.slashes != "KEEP") or ambiguous(path)):
         raise Malformed("path_ambiguous")
     return path
 

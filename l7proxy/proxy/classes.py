@@ -23,6 +23,7 @@ from l7proxy.proxy.identities import trust_domain_of
 from l7proxy.proxy.matchers import (
     ADDRESS,
     AMBIGUOUS,
+    AMBIGUOUS_KEPT,
     CANONICAL,
     CONNECT,
     HOST,
@@ -104,6 +105,7 @@ class _Side:
         self.proxies: list[Matcher] = []
         self.hops = 0
         self.slashes = True
+        self.refused = AMBIGUOUS
         for number, route in enumerate(model.routes):
             if (route.spec.direction == "inbound") is inbound:
                 for match in route.spec.matches:
@@ -115,6 +117,7 @@ class _Side:
         if not inbound or spec is None:
             return
         self.slashes = spec.encoded_slashes != "UNESCAPE"
+        self.refused = AMBIGUOUS_KEPT if spec.encoded_slashes == "KEEP" else AMBIGUOUS
         self.hops = spec.trusted_hops
         self.admission = [Matcher(ADDRESS, "block", block) for block in (*spec.allow_ips, *spec.deny_ips)]
         self.proxies = [_proxy(entry) for entry in spec.trusted_proxies]
@@ -173,7 +176,7 @@ class _Enumeration:
         for host in self._told(HOST, hosts):
             name = _text(host)
             sides = [(side, side.at(name)) for side in self._sides]
-            paths = _of(PATH, everywhere) | {AMBIGUOUS, ROOT}
+            paths = _of(PATH, everywhere) | {ROOT} | {side.refused for side in self._sides}
             paths = paths.union(*(entry.paths for _, entries in sides for entry in entries))
             for path in self._told(PATH, paths):
                 matters = self._asked.union(*(side.matters(entries, path.of) for side, entries in sides))

@@ -19,7 +19,7 @@ from l7proxy.core.languages import ANYTHING, Either, Node, Seq, Undecided, expre
 from l7proxy.core.partition import BYTES, Language, Symbol, partition
 from l7proxy.filters.authorizer import Clause, is_template, template_expression
 from l7proxy.wire.authority import host_of, port_of
-from l7proxy.wire.path import canonical, reading, spelled
+from l7proxy.wire.path import AMBIGUITIES, ambiguous, canonical, reading, spelled
 
 Dimension = tuple[str, str]
 HOST, PORT, PATH, METHOD, IDENTITY, ADDRESS = (
@@ -50,8 +50,10 @@ class Member(Struct, frozen=True):
     of: frozenset[Matcher]
 
 
-AMBIGUOUS = Matcher(PATH, "ambiguous")
-"""Paths that the proxy refuses where rules depend on what an application reads in them."""
+AMBIGUOUS = Matcher(PATH, "ambiguous", f"{AMBIGUITIES}|%2F|%5C")
+AMBIGUOUS_KEPT = Matcher(PATH, "ambiguous", AMBIGUITIES)
+"""Paths that the proxy refuses where rules depend on what an application reads in them, by default and with slashes
+kept."""
 ROOT = Matcher(PATH, "exact", "/")
 CONNECT = Matcher(METHOD, "exact", "CONNECT")
 OPTIONS = Matcher(METHOD, "exact", "OPTIONS")
@@ -201,7 +203,7 @@ def _path(matcher: Matcher) -> Node:
     if kind == "regex":
         return expression(text)
     if kind == "ambiguous":
-        return expression(".*(%2F|%5C|;|%25).*")
+        return expression(f".*({text}).*")
     if is_template(text):
         return expression(template_expression(text))
     return wildcard(text, reading(spelled(_body(text))))
@@ -318,14 +320,18 @@ def _paths(matchers: Iterable[Matcher]) -> _Universe:
     every = _Universe((Language(_NORMAL), Language(_UTF8, READ)), (*_PLAIN, *_ESCAPED), (b"/",))
     named: set[int] = set()
     for matcher in matchers:
+        if matcher.kind == "ambiguous":
+            continue
         if matcher.kind == "regex" or is_template(matcher.text):
             return every
         named.update(reading(spelled(matcher.text)))
     if max(named, default=0) >= 0x80:
         return every
-    other = next(symbol for symbol in _ESCAPED if len(symbol[READ]) == 1 and symbol[READ][0] not in named)
-    escaped = [symbol for symbol in _ESCAPED if len(symbol[READ]) > 1 or symbol[READ][0] in named]
-    return _Universe((Language(_NORMAL),), (*_PLAIN, *escaped, other), (b"/",))
+    others = [symbol for symbol in _ESCAPED if len(symbol[READ]) == 1 and symbol[READ][0] not in named]
+    escaped = [symbol for symbol in _ESCAPED if symbol not in others]
+    for refused in (False, True):
+        escaped += [symbol for symbol in others if ambiguous(symbol[SENT]) is refused][:1]
+    return _Universe((Language(_NORMAL),), (*_PLAIN, *escaped), (b"/",))
 
 
 _OF_MATCHERS = {"host": _any_host, "path": _paths}

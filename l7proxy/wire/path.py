@@ -9,6 +9,9 @@ _PLAIN = re.compile(rb"(?:/[A-Za-z0-9_~!$&'()*+,=:@-][A-Za-z0-9_.~!$&'()*+,=:@-]
 _ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})?")
 _ALLOWED = re.compile(rb"[!-~]*")
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+AMBIGUITIES = ";|%25|%0|%1|%7F"
+"""What makes a normalised path `ambiguous`, as a regular expression."""
+_AMBIGUOUS = re.compile(AMBIGUITIES.encode())
 _RAW = re.compile(r"[^!-~]")
 _READ = re.compile(rb"%(?!2F|5C|25)([0-9A-F]{2})")
 _OPTIONAL = re.compile(rb"%(?!2[035F]|3F|5C|7F)([2-7][0-9A-F])")
@@ -18,8 +21,8 @@ def normalise(path: bytes) -> bytes:
     """Returns `path` (without its query) normalised as RFC 3986 6.2.2 says, with duplicate slashes merged.
 
     Dot segments are removed, escapes of unreserved characters decoded, other escapes upper-cased. `%2F` and `%5C` stay
-    as they are: see `ambiguous`. Raises Malformed for a backslash, raw controls and non-ASCII, NUL in any form, escapes
-    that are none and escapes that are not UTF-8.
+    as they are: see `has_slashes`. Raises Malformed for a backslash, raw controls and non-ASCII, NUL in any form,
+    escapes that are none and escapes that are not UTF-8.
     """
     if _PLAIN.fullmatch(path):
         return path or b"/"
@@ -48,15 +51,24 @@ def normalise(path: bytes) -> bytes:
     return b"/" + b"/".join(out) + tail
 
 
+def has_slashes(path: bytes) -> bool:
+    """Tells whether a normalised path holds `%2F` or `%5C`, which applications may read as slashes."""
+    return b"%2F" in path or b"%5C" in path
+
+
 def ambiguous(path: bytes) -> bool:
-    """Tells whether applications disagree on what a path names: `%2F`, `%5C`, `;` parameters, double escapes."""
-    return b"%2F" in path or b"%5C" in path or b";" in path or b"%25" in path
+    """Tells whether applications disagree on what a normalised path names, slashes aside.
+
+    They do on `;` parameters, double escapes and escaped controls: `$` in the patterns of many frameworks matches
+    before a last `%0A`, too.
+    """
+    return _AMBIGUOUS.search(path) is not None
 
 
 def reading(path: bytes) -> bytes:
     """Returns what applications read in a normalised path: `%3A` and `:` are one to them, though not to RFC 3986.
 
-    Escapes that are `ambiguous` stay as they are.
+    `%2F`, `%5C` and `%25` stay as they are: those are not one to all.
     """
     return _READ.sub(lambda match: bytes((int(match[1], 16),)), path) if b"%" in path else path
 

@@ -248,6 +248,19 @@ def test_who_may_not_connect_is_not_allowed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("slashes", "passes"), [("REJECT", []), ("KEEP", ["/x%2F"]), ("UNESCAPE", [])], ids=["REJECT", "KEEP", "UNESCAPE"]
+)
+def test_paths_that_are_refused_where_rules_look_at_them_are_known(
+    slashes: str, passes: list[str], tmp_path: Path
+) -> None:
+    sidecar = SIDECAR.replace("inbound: {", f"inbound: {{encodedSlashes: {slashes}, ")
+    configuration = loaded(tmp_path, sidecar, route("r", '{policies: {authorization: {deny: [{paths: ["/admin"]}]}}}'))
+    for path in ("/admin%0A", "/x%7F", "/x%1f*", "/x%252F", "/x%2F"):
+        expected = "this request is allowed" if path in passes else ""
+        assert why(configuration, f'never: {{paths: ["{path}"]}}') == expected, path
+
+
+@pytest.mark.parametrize(
     ("spec", "reason"),
     [
         (

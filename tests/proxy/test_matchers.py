@@ -16,6 +16,7 @@ from l7proxy.identity.peer import peer_named
 from l7proxy.proxy.matchers import (
     ADDRESS,
     AMBIGUOUS,
+    AMBIGUOUS_KEPT,
     CANONICAL,
     HOST,
     IDENTITY,
@@ -31,7 +32,7 @@ from l7proxy.proxy.matchers import (
 from l7proxy.proxy.router import Router
 from l7proxy.proxy.router import Rule as Routing
 from l7proxy.wire.framing import Malformed
-from l7proxy.wire.path import ambiguous, canonical, normalise
+from l7proxy.wire.path import ambiguous, canonical, has_slashes, normalise
 
 Live = Callable[[bytes | None], bool]
 TEXTS = st.text("ab/.é:", min_size=1, max_size=4)
@@ -67,7 +68,7 @@ def agree(dimension: Dimension, live: dict[Matcher, Live], values: list[bytes | 
         assert frozenset(matcher for matcher, matches in live.items() if matches(value)) in vectors, value
 
 
-SEGMENTS = st.sampled_from(["a", "b", "é", "a:", ".a", "a%3A", "a b", "a%2Fb", "%25", "a;b", "1", "..."])
+SEGMENTS = st.sampled_from(["a", "b", "é", "a:", ".a", "a%3A", "a b", "a%2Fb", "%25", "a;b", "1", "...", "a%0A", "%7F"])
 PATHS = st.lists(SEGMENTS, max_size=3).map(lambda parts: "/" + "/".join(parts))
 ROUTED = st.one_of(
     PATHS.map(lambda path: PathMatch(exact=path)),
@@ -88,7 +89,10 @@ def usable(pattern: str) -> bool:
 
 RULED = (starred(PATHS) | st.sampled_from(["/a/{*}", "/{**}/b", "*.json", "*:", "*29"])).filter(usable)
 RAW = st.one_of(
-    PATHS, st.lists(st.sampled_from(["/", "a", "%2F", "%C3%A9", "%28", "%20", ":", "9", "."])).map("".join)
+    PATHS,
+    st.lists(st.sampled_from(["/", "a", "%2F", "%C3%A9", "%28", "%20", "%0A", "%1f", "%7f", ":", "9", "."])).map(
+        "".join
+    ),
 ).map(lambda text: ("/" + text).encode())
 
 
@@ -102,7 +106,10 @@ def normal(raw: bytes) -> bytes | None:
 @settings(max_examples=30, deadline=None)
 @given(st.lists(ROUTED, max_size=4), st.lists(RULED, max_size=4), st.lists(RAW, max_size=20))
 def test_paths(routed: list[PathMatch], ruled: list[str], raw: list[bytes]) -> None:
-    live: dict[Matcher, Live] = {AMBIGUOUS: lambda path: ambiguous(path or b"")}
+    live: dict[Matcher, Live] = {
+        AMBIGUOUS: lambda path: ambiguous(path or b"") or has_slashes(path or b""),
+        AMBIGUOUS_KEPT: lambda path: ambiguous(path or b""),
+    }
     for path in routed:
         match = Match(path=path)
         live[of_path(match)] = lambda path, match=match: routes(match, path or b"")
