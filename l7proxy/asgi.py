@@ -15,7 +15,7 @@ from l7proxy.config.model import Model
 from l7proxy.core.address import end_of
 from l7proxy.core.buffers import BufferAccount, BufferPool
 from l7proxy.core.exchange import Exchange
-from l7proxy.core.headers import HOP_BY_HOP, Headers, find, find_all, tokens
+from l7proxy.core.headers import Headers, find, find_all, tokens
 from l7proxy.core.message import Body
 from l7proxy.core.peer import ANONYMOUS, Peer
 from l7proxy.core.stats import Stats
@@ -26,6 +26,7 @@ from l7proxy.proxy.app import make_app
 from l7proxy.proxy.control import Control
 from l7proxy.telemetry.facade import Telemetry
 from l7proxy.telemetry.log import Log
+from l7proxy.wire.fields import DROPPED
 from l7proxy.wire.framing import without_named
 
 Scope = MutableMapping[str, Any]
@@ -102,7 +103,7 @@ class ForeignExchange:
         self.path: bytes = scope.get("raw_path") or quote(scope["path"]).encode("ascii")
         self.query: bytes = scope["query_string"]
         self.version: str = scope["http_version"]
-        own = [(name, value) for name, value in fields if name != b"host" and name not in HOP_BY_HOP]
+        own = [(name, value) for name, value in fields if name not in DROPPED]
         self.headers = without_named(own, named)
         self.body = body
         self.account = account

@@ -4,11 +4,6 @@ from collections.abc import Iterable
 
 Headers = list[tuple[bytes, bytes]]
 
-# RFC 9110 7.6.1, plus the obsolete names that old peers still send.
-HOP_BY_HOP = frozenset(
-    (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"te", b"trailer", b"upgrade")
-)
-
 _VOUCHED = (b"x-forwarded-", b"x-l7proxy-", b"x-envoy-", b"x-request-id")
 
 

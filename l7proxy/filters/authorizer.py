@@ -13,10 +13,11 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from l7proxy.core.address import address_of, network_of
-from l7proxy.core.headers import HOP_BY_HOP, find_all, joined
+from l7proxy.core.headers import find_all, joined
 from l7proxy.core.message import Request
 from l7proxy.core.patterns import whole
 from l7proxy.wire.authority import host_of, port_of
+from l7proxy.wire.fields import DROPPED
 from l7proxy.wire.framing import Malformed
 from l7proxy.wire.path import normalise, reading, spelled
 
@@ -28,7 +29,7 @@ Outcome = Literal["ALLOW", "DENY"]
 
 _ADDRESSES = ("peerIP", "clientIP", "anyIP")
 # Fields that are of the connection, or say what is asked for elsewhere: requests are compared without them.
-_UNSEEN = frozenset(name.decode() for name in HOP_BY_HOP - {b"te", b"trailer"}) | {"host", "expect"}
+_UNSEEN = frozenset(name.decode() for name in DROPPED - {b"te"})
 _MOST_VALUES = 4096
 _LONGEST_VALUE = 256
 """Values whose mask is remembered for each attribute, and their length: clients choose some of them."""

@@ -3,11 +3,10 @@
 from collections.abc import Callable, Sequence
 
 from l7proxy.core.address import Address, Network, address_of, network_of
-from l7proxy.core.headers import Headers, joined
+from l7proxy.core.headers import Headers, joined, vouches
 from l7proxy.core.message import Request
 from l7proxy.identity.xfcc import ClientCert, Mode
 
-_UNTRUSTED = (b"x-forwarded-", b"x-l7proxy-", b"x-envoy-", b"x-request-id")
 _OURS = (b"x-l7proxy-", b"x-envoy-")
 _STARTS = frozenset((b"x-", b"x_", b"fo"))
 """How a header begins that might be one of these."""
@@ -101,11 +100,8 @@ class Forwarding:
 
 
 def _tells(name: bytes) -> bool:
-    """Whether a header says who the client is, or is ours to set.
-
-    Applications behind CGI and WSGI read `_` in a name as `-`.
-    """
-    return name == b"forwarded" or name.replace(b"_", b"-").startswith(_UNTRUSTED)
+    """Whether a header says who the client is, or is ours to set."""
+    return name == b"forwarded" or vouches(name)
 
 
 def _address(text: str) -> Address | None:

@@ -14,11 +14,12 @@ from msgspec import Struct
 from l7proxy.config.model import Match, TextMatch
 from l7proxy.config.precedence import exact_key, prefix_key
 from l7proxy.core.address import Address, Network, address_of, network_of
-from l7proxy.core.headers import HOP_BY_HOP, vouches
+from l7proxy.core.headers import vouches
 from l7proxy.core.languages import ANYTHING, Either, Node, Seq, Undecided, expression, literal, wildcard
 from l7proxy.core.partition import BYTES, Language, Symbol, partition
 from l7proxy.filters.authorizer import Clause, is_template, template_expression
 from l7proxy.wire.authority import host_of, port_of
+from l7proxy.wire.fields import DROPPED
 from l7proxy.wire.path import AMBIGUITIES, ambiguous, canonical, reading, spelled
 
 Dimension = tuple[str, str]
@@ -58,7 +59,7 @@ ROOT = Matcher(PATH, "exact", "/")
 CONNECT = Matcher(METHOD, "exact", "CONNECT")
 OPTIONS = Matcher(METHOD, "exact", "OPTIONS")
 
-_REWRITTEN = HOP_BY_HOP | {b"host", b"forwarded", b"traceparent", b"tracestate", b"b3"}
+_REWRITTEN = DROPPED | {b"forwarded", b"traceparent", b"tracestate", b"b3"}
 _ATTRIBUTES: dict[str, Dimension] = {
     "method": METHOD,
     "path": PATH,

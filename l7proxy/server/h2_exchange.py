@@ -12,6 +12,7 @@ from l7proxy.core.exchange import CONNECT
 from l7proxy.core.headers import Headers, without
 from l7proxy.core.message import Body
 from l7proxy.core.stream import Stream
+from l7proxy.wire.fields import CONNECTION_FIELDS
 from l7proxy.wire.h2_events import RECEIVING, H2Stream
 from l7proxy.wire.h2_fields import RequestFields
 from l7proxy.wire.h2_frames import Error
@@ -20,9 +21,7 @@ if TYPE_CHECKING:
     from l7proxy.server.h2 import H2Protocol
 
 STATUS: Final = {status: b"%d" % status for status in range(100, 600)}
-_NOT_IN_H2: Final = frozenset(
-    (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade", b"sec-websocket-accept")
-)
+_NOT_IN_H2: Final = CONNECTION_FIELDS | {b"sec-websocket-accept"}
 
 
 class H2Exchange:

@@ -13,6 +13,7 @@ from l7proxy.core.stream import HIGH_WATER
 from l7proxy.upstream.dial import Expiring
 from l7proxy.upstream.h1 import Unanswered
 from l7proxy.upstream.h2_call import H2Call, Unprocessed, error_of
+from l7proxy.wire.fields import CONNECTION_FIELDS
 from l7proxy.wire.h2 import Session
 from l7proxy.wire.h2_events import (
     Configured,
@@ -29,7 +30,6 @@ from l7proxy.wire.h2_events import (
 from l7proxy.wire.h2_fields import ResponseFields
 from l7proxy.wire.h2_limits import H2Limits
 
-_NOT_IN_H2 = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"))
 _KEEPALIVE_ANSWER = 10.0
 """Seconds that an upstream may take to answer a PING."""
 _PING = b"l7proxy\0"
@@ -106,8 +106,8 @@ class H2Connection(Expiring):
         self.uses += 1
         call = H2Call(self)
         for name, _ in headers:
-            if name in _NOT_IN_H2:
-                headers = [pair for pair in headers if pair[0] not in _NOT_IN_H2]
+            if name in CONNECTION_FIELDS:
+                headers = [pair for pair in headers if pair[0] not in CONNECTION_FIELDS]
                 break
         fields = [(b":method", method), (b":scheme", scheme), (b":authority", host), (b":path", target)]
         if not host:

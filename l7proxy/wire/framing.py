@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from msgspec import Struct
 
 from l7proxy.core.errors import ProxyError
-from l7proxy.core.headers import Headers, tokens, vouches
+from l7proxy.core.headers import Headers, tokens
+from l7proxy.wire.fields import SPECIAL, may_trail
 
 CHUNKED = -1
 UNTIL_CLOSE = -2
@@ -25,22 +26,6 @@ _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _BARE_CR = re.compile(rb"\r(?!\n|\Z)")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::([0-9]{0,5}))?")
-# Fields that shape or name the message: `interpret` reads them, and they never go on as they came.
-_SPECIAL = frozenset(
-    (
-        b"connection",
-        b"content-length",
-        b"expect",
-        b"host",
-        b"http2-settings",
-        b"keep-alive",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-    )
-)
 # What Connection says that names no field, or one that is dealt with anyway.
 _OPTIONS = frozenset((b"close", b"keep-alive", b"upgrade", b"te"))
 # What a peer may not strip by naming it in Connection: the app relies on it.
@@ -49,13 +34,6 @@ _KEPT = re.compile(
     rb"|content-type|content-encoding|content-range|range|origin|expect|x-forwarded-.*|x-request-id|x-real-ip"
     rb"|x-l7proxy-.*|x-envoy-.*|x-b3-.*|b3)"
 )
-_FORBIDDEN_TRAILERS = frozenset(
-    (b"authorization", b"content-encoding", b"content-length", b"content-range", b"content-type", b"host", b"te")
-    + (b"transfer-encoding", b"connection", b"trailer", b"upgrade", b"cookie", b"set-cookie", b"forwarded")
-    + (b"x-forwarded-for", b"x-forwarded-client-cert", b"cache-control", b"expect", b"max-forwards", b"range")
-    + (b"http2-settings", b"keep-alive", b"proxy-authorization", b"proxy-connection")
-)
-
 _CARRIES_HTTP = (b"h2c", b"h2", b"h3", b"http", b"tls")
 
 
@@ -122,7 +100,7 @@ def interpret(head: Head, block: bytes, limits: Limits) -> None:
     known = _lines.get
     for line in lines:
         pair = known(line) or _read(line)
-        if pair[0] in _SPECIAL:
+        if pair[0] in SPECIAL:
             if special is None:
                 special = [pair]
             else:
@@ -167,7 +145,7 @@ def _shape(head: Head, special: Headers) -> None:
         elif name == b"upgrade":
             head.upgrade = value.lower() if head.upgrade is None else head.upgrade + b"," + value.lower()
         elif name == b"expect":
-            head.expect = value.lower()
+            head.expect = value.lower() if head.expect is None else head.expect + b"," + value.lower()
         elif name == b"te":
             head.te_trailers = head.te_trailers or b"trailers" in tokens(value)
         elif name == b"keep-alive":
@@ -227,14 +205,6 @@ def check_host(host: bytes) -> None:
     if len(_hosts) >= _MAX_LINES:
         _hosts.clear()
     _hosts.add(host)
-
-
-def may_trail(name: bytes, request: bool) -> bool:
-    """Tells whether a field (lower case) may come in a trailer section (RFC 9110 6.5.1).
-
-    What shapes, routes or authorises a message may not, nor, in a request, what says who its client is.
-    """
-    return name not in _FORBIDDEN_TRAILERS and not (request and vouches(name))
 
 
 def has_port(authority: bytes) -> bool:

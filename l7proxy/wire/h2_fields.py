@@ -9,7 +9,8 @@ import re
 from msgspec import Struct
 
 from l7proxy.core.headers import Headers
-from l7proxy.wire.framing import has_port, may_trail
+from l7proxy.wire.fields import CONNECTION_FIELDS, DROPPED, SPECIAL, may_trail
+from l7proxy.wire.framing import has_port
 from l7proxy.wire.h2_hpack import Field
 
 _METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}")
@@ -23,9 +24,7 @@ _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]{1,1024}")
 
 _TEXT = bytes((0x09, *range(0x20, 0x7F), *range(0x80, 0x100)))
 
-# RFC 9113 8.2.2: these speak of a connection that this is not.
-_HOP_BY_HOP = frozenset((b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"))
-_SPECIAL = frozenset((b"content-length", b"cookie", b"expect", b"host", b"te"))
+_SPECIAL = SPECIAL - CONNECTION_FIELDS | {b"cookie"}
 # Names that were found good and need no more attention; bounded, since peers choose them.
 _plain: set[bytes] = set()
 _PLAIN_MAX = 4096
@@ -40,7 +39,7 @@ class Malformed(Exception):
 
 
 class RequestFields(Struct):
-    """The head of one request. `headers` leaves out Host (which is `authority`), Expect and TE.
+    """The head of one request. `headers` are the end-to-end fields without Host, which is `authority`.
 
     `protocol` is that of an extended CONNECT (RFC 8441), whose `target` is a path; a plain CONNECT has an empty one.
     `length` is -1 when no content-length says it; `size` is that of the encoded head in bytes.
@@ -146,7 +145,7 @@ def _check(head: RequestFields | ResponseFields, headers: Headers) -> bytes | No
         return None
     _check_values(headers)
     host = None
-    taken = False
+    dropped = False
     cookies: list[bytes] | None = None
     plain = _plain
     for name, value in headers:
@@ -162,8 +161,10 @@ def _check(head: RequestFields | ResponseFields, headers: Headers) -> bytes | No
             if cookies is None:
                 cookies = []
             cookies.append(value)
-        elif type(head) is RequestFields:
-            taken = True
+        else:
+            dropped = True
+            if type(head) is not RequestFields:
+                continue
             if name == b"host":
                 if host is not None:
                     raise Malformed("two_hosts")
@@ -172,10 +173,12 @@ def _check(head: RequestFields | ResponseFields, headers: Headers) -> bytes | No
                 if value.lower() != b"trailers":
                     raise Malformed("te")
                 head.te_trailers = True
-            elif value.lower() == b"100-continue":
+            elif name == b"expect":
+                if head.expect or value.lower() != b"100-continue":
+                    raise Malformed("expect")
                 head.expect = True
-    if taken:
-        headers = head.headers = [field for field in headers if field[0] not in (b"host", b"te", b"expect")]
+    if dropped:
+        headers = head.headers = [field for field in headers if field[0] not in DROPPED]
     if cookies is not None and len(cookies) > 1:
         # RFC 9113 8.2.3: crumbs are put together before they meet anything that is not HTTP/2.
         head.headers = [field for field in headers if field[0] != b"cookie"]
@@ -200,7 +203,7 @@ def _learn(name: bytes) -> None:
         raise Malformed("pseudo_header_misplaced")
     if not _NAME.fullmatch(name):
         raise Malformed("header_name")
-    if name in _HOP_BY_HOP:
+    if name in CONNECTION_FIELDS:
         raise Malformed("connection_header")
     if name not in _SPECIAL and len(name) <= 64:
         if len(_plain) >= _PLAIN_MAX:
