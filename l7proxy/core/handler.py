@@ -128,6 +128,11 @@ class Filter(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
     name: ClassVar[str]
     guards: ClassVar[bool] = False
 
+    @property
+    def request_fields(self) -> tuple[str, ...]:
+        """The request fields that it looks at or edits by their configured names: other spellings never pass."""
+        return ()
+
     def wrap(self, inner: Handler, build: Build) -> Handler:
         """Returns the handler that does this policy's work around `inner`; called once for each route and swap."""
         raise NotImplementedError

@@ -7,12 +7,22 @@ Headers = list[tuple[bytes, bytes]]
 _VOUCHED = (b"x-forwarded-", b"x-l7proxy-", b"x-envoy-", b"x-request-id")
 
 
-def vouches(name: bytes) -> bool:
-    """Tells whether a field says who a client is or what a proxy found, which only a proxy may say.
+def merged(name: bytes) -> bytes:
+    """Returns the one name of all spellings that applications which merge `-` and `_` (CGI, WSGI, PHP) take for one."""
+    return name.replace(b"_", b"-")
 
-    Behind CGI and WSGI an underscore is a hyphen: `X_Forwarded_For` is another spelling of the same.
+
+def spellings(name: bytes) -> tuple[bytes, ...]:
+    """Returns the names under which a field that a configuration calls `name` may stand in a request: one or two.
+
+    Other spellings are gone when policies see it: see `proxy.spellings`.
     """
-    return name[:1] == b"x" and name.replace(b"_", b"-").startswith(_VOUCHED)
+    return tuple(dict.fromkeys((name, merged(name))))
+
+
+def vouches(name: bytes) -> bool:
+    """Tells whether a field, in any spelling, says who a client is or what a proxy found: only a proxy may."""
+    return name[:1] == b"x" and merged(name).startswith(_VOUCHED)
 
 
 def find(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
@@ -28,9 +38,9 @@ def find_all(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> list[bytes]
     return [value for key, value in headers if key == name]
 
 
-def joined(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
-    """Returns all values of `name` as one list value (RFC 9110 5.3), or None if there is none."""
-    values = find_all(headers, name)
+def joined(headers: Iterable[tuple[bytes, bytes]], *names: bytes) -> bytes | None:
+    """Returns all values of `names` as one list value (RFC 9110 5.3), or None if there is none."""
+    values = [value for key, value in headers if key in names]
     return b", ".join(values) if values else None
 
 

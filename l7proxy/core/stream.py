@@ -42,6 +42,7 @@ class Stream:
         "error",
         "failed",
         "trailers",
+        "_admitted",
     )
 
     def __init__(
@@ -65,6 +66,13 @@ class Stream:
         self.error: BaseException | None = None
         self.failed = False
         self.trailers: Headers | None = None
+        self._admitted: Callable[[Headers], Headers] | None = None
+
+    def restrict(self, admitted: Callable[[Headers], Headers]) -> None:
+        """Sets what returns those of the trailer fields that the reader may get."""
+        self._admitted = admitted
+        if self.trailers:
+            self.trailers = admitted(self.trailers)
 
     def on_consumed(self, consumed: Callable[[int], None]) -> None:
         """Sets whom to tell when the reader takes bytes."""
@@ -96,7 +104,7 @@ class Stream:
     def end(self, trailers: Headers | None = None) -> None:
         """Marks the clean end of the body."""
         if not self.ended:
-            self.trailers = trailers
+            self.trailers = self._admitted(trailers) if trailers and self._admitted is not None else trailers
             self.ended = True
             self._wake()
 

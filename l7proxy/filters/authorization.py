@@ -109,6 +109,10 @@ class Authorization(Filter, frozen=True):
         """Whether a rule depends on the path."""
         return any(rule.paths for rule in (*(self.allow or ()), *self.deny))
 
+    @property
+    def request_fields(self) -> tuple[str, ...]:
+        return tuple(name for rule in (*(self.allow or ()), *self.deny) for name in rule.headers)
+
     def rules(self, line: Callable[[str], tuple[str, int]]) -> RuleSet:
         """Returns the rules as the authorizer takes them; `line` says where a key of this policy stands."""
         allow = tuple(self._rule(rule, f"allow[{n}]", line, "clientIP") for n, rule in enumerate(self.allow or ()))

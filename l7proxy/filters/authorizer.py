@@ -13,7 +13,7 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from l7proxy.core.address import address_of, network_of
-from l7proxy.core.headers import find_all, joined
+from l7proxy.core.headers import joined, spellings
 from l7proxy.core.message import Request
 from l7proxy.core.patterns import whole
 from l7proxy.wire.authority import host_of, port_of
@@ -75,6 +75,13 @@ class RuleSet(Struct, frozen=True):
     allows: bool = False
     shadow_allows: bool = False
     where: str = ""
+
+    @property
+    def headers(self) -> tuple[str, ...]:
+        """The header fields that a rule depends on, lower case."""
+        rules = (*self.deny, *self.allow, *self.audit)
+        clauses = chain.from_iterable(chain.from_iterable(group) for rule in rules for group in rule.groups)
+        return tuple(dict.fromkeys(clause.key.lower() for clause in clauses if clause.attribute in _FIELDS))
 
     @property
     def by_path(self) -> str:
@@ -234,10 +241,10 @@ def _columns(rows: list[tuple[Rule, tuple[Clause, ...]]]) -> dict[tuple[Attribut
 def _reader(attribute: Attribute, key: str, port: int, trust_domain: Callable[[], str]) -> Callable[[Request], Any]:
     """Returns the function that takes an attribute from a request: text as bytes, identities and addresses as str."""
     if attribute == "headerField":
-        field = key.lower().encode()
+        spelled = spellings(key.lower().encode())
 
         def values(request: Request) -> bytes | None:
-            found = find_all(request.headers, field)
+            found = [value for name, value in request.headers if name in spelled]
             return b",".join(found) if found else None
 
         return values
@@ -247,8 +254,8 @@ def _reader(attribute: Attribute, key: str, port: int, trust_domain: Callable[[]
             request.peer.trust_domain != "" and request.peer.trust_domain == trust_domain(),
         )
     if attribute == "header":
-        name = key.lower().encode()
-        return lambda request: joined(request.headers, name) or b""
+        names = spellings(key.lower().encode())
+        return lambda request: joined(request.headers, *names) or b""
     if attribute == "anyIP":
         return lambda request: (request.source, request.forwarded)
     if attribute == "port":
@@ -271,6 +278,7 @@ _READERS: dict[str, Callable[[Request], Any]] = {
     "host": lambda request: request.authority.lower(),
     "authority": lambda request: request.authority.lower(),
 }
+_FIELDS = ("header", "headerField")
 _TEXT = ("method", "path", "host", "authority", "header", "headerField")
 _TEMPLATE = re.compile(r"\{\*\*?\}")
 

@@ -8,6 +8,7 @@ from msgspec import Meta, Struct
 from l7proxy.core.fields import HeaderName, HeaderValue
 from l7proxy.core.handler import Build, Filter, Handler
 from l7proxy.core.headers import Headers as Fields
+from l7proxy.core.headers import spellings
 from l7proxy.core.message import Request, Response
 
 
@@ -38,6 +39,11 @@ class Headers(Filter, frozen=True):
                 if name.lower() in fixed:
                     raise ValueError(f"{name!r} cannot be edited")
 
+    @property
+    def request_fields(self) -> tuple[str, ...]:
+        edit = self.request
+        return tuple(name.lower() for name in (*edit.remove, *edit.set, *edit.add))
+
     def wrap(self, inner: Handler, build: Build) -> Handler:
         on_request, on_response = _compile(self.request), _compile(self.response)
 
@@ -53,7 +59,7 @@ class Headers(Filter, frozen=True):
 
 
 def _compile(edit: Edit) -> Callable[[Fields], Fields] | None:
-    gone = frozenset(name.lower().encode() for name in (*edit.remove, *edit.set))
+    gone = frozenset(spelling for name in (*edit.remove, *edit.set) for spelling in spellings(name.lower().encode()))
     more = [
         (name.lower().encode(), value.encode("latin-1", "replace"))
         for pairs in (edit.set, edit.add)

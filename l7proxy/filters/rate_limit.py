@@ -9,7 +9,7 @@ from msgspec import Meta
 from l7proxy.core.errors import ProxyError
 from l7proxy.core.fields import Duration
 from l7proxy.core.handler import Build, Filter, Handler
-from l7proxy.core.headers import find
+from l7proxy.core.headers import spellings
 from l7proxy.core.message import Request, Response
 
 MAX_KEYS = 10_000
@@ -47,6 +47,11 @@ class RateLimit(Filter, frozen=True):
         Annotated[int, Meta(ge=1, le=10_000_000)] | None,
         Meta(description="How many at once; by default as many as `requests`."),
     ] = None
+
+    @property
+    def request_fields(self) -> tuple[str, ...]:
+        kind, _, name = self.by.partition(":")
+        return (name.lower(),) if kind == "header" else ()
 
     def wrap(self, inner: Handler, build: Build) -> Handler:
         size = float(self.burst or self.requests)
@@ -118,6 +123,13 @@ def _key(by: str) -> Callable[[Request], str]:
         return lambda request: request.peer.identity
     if by == "sourceIP":
         return lambda request: request.forwarded or request.source
-    name = by.removeprefix("header:").lower().encode()
-    # Cut: a client chooses this value, and it must not choose how much memory it takes.
-    return lambda request: (find(request.headers, name) or b"")[:256].decode("latin-1")
+    names = spellings(by.removeprefix("header:").lower().encode())
+
+    def value(request: Request) -> str:
+        for name, value in request.headers:
+            if name in names:
+                # Cut: a client chooses this value, and it must not choose how much memory it takes.
+                return value[:256].decode("latin-1")
+        return ""
+
+    return value

@@ -143,6 +143,8 @@ def _route(side: Side, request: Request, live: Live) -> Target:
     """Normalises the path and finds the route; raises ProxyError where there is none or the request is no good."""
     if live.active > live.max_active:
         raise ProxyError("overflow", "too much is under way")
+    if side.spellings is not None:
+        side.spellings.apply(request)
     raw = request.target
     if request.method == b"CONNECT":
         return _tunnel(side, request)

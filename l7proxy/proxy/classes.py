@@ -15,6 +15,7 @@ from msgspec import structs
 from l7proxy.config.model import Match, Model, Resource, Route
 from l7proxy.config.precedence import place, rank, suffixes
 from l7proxy.core.fields import network
+from l7proxy.core.headers import merged
 from l7proxy.core.languages import Undecided
 from l7proxy.filters.authorization import Authorization
 from l7proxy.filters.authorizer import Clause, RuleSet, is_of_mesh
@@ -41,6 +42,7 @@ from l7proxy.proxy.matchers import (
     of_conditions,
     of_path,
 )
+from l7proxy.proxy.spellings import named_by
 
 LIMIT = 100_000
 """Requests that are enumerated; to ask one takes about 50 us."""
@@ -104,10 +106,13 @@ class _Side:
         self.admission: list[Matcher] = []
         self.proxies: list[Matcher] = []
         self.hops = 0
+        self.names: set[str] = set()
+        """The request fields that matches and policies name."""
         self.slashes = True
         self.refused = AMBIGUOUS
         for number, route in enumerate(model.routes):
             if (route.spec.direction == "inbound") is inbound:
+                self.names.update(named_by(route.spec))
                 for match in route.spec.matches:
                     for host in dict.fromkeys(route.spec.hosts):
                         self.hosts.setdefault(host, []).append(_Entry(route, match, number))
@@ -127,6 +132,7 @@ class _Side:
             rules = istio.rules(model)
             own = trust_domain_of(spec.tls)
             self.clauses = [_in_domain(clause, own) for clause in _clauses(rules)] if rules is not None else []
+            self.names.update(rules.headers if rules is not None else ())
 
     def at(self, host: str) -> list[_Entry]:
         """Returns the matches of the most specific pattern that names a host, first of all the first to be tried."""
@@ -153,6 +159,8 @@ class _Enumeration:
         self._sides = sides
         self._inbound = inbound
         self._asked = frozenset(chain.from_iterable(map(of_clause, (*within, *beside))))
+        asked = {name for kind, name in (matcher.dimension for matcher in self._asked) if kind == "header"}
+        _check_spellings(asked.union(*(side.names for side in sides)))
         self._limit = limit
         self._left = limit
         self._believes = any(side.proxies or side.hops for side in sides)
@@ -234,6 +242,15 @@ class _Enumeration:
         else:
             url = f"http://{authority}{_text(path)}{'?' if query else ''}{'&'.join(query)}"
         return Question(method, url, text(IDENTITY, ""), tuple(headers), text(ADDRESS, "127.0.0.1"), self._inbound)
+
+
+def _check_spellings(names: Iterable[str]) -> None:
+    """Raises Undecided for a field that is named in two spellings, which the classes would take for two fields."""
+    known: dict[bytes, str] = {}
+    for name in sorted(names):
+        other = known.setdefault(merged(name.encode()), name)
+        if other != name:
+            raise Undecided(f"{other!r} and {name!r} are spellings of one header field")
 
 
 def _clauses(rules: RuleSet) -> Iterator[Clause]:

@@ -28,6 +28,7 @@ from l7proxy.proxy.forwarding import Forwarding
 from l7proxy.proxy.identities import Identities, InboundIdentity
 from l7proxy.proxy.router import Router, Rule
 from l7proxy.proxy.snapshot import Route, Side, Snapshot, Target
+from l7proxy.proxy.spellings import Spellings, named_by
 from l7proxy.proxy.trace import arriving, sampling, watched
 from l7proxy.telemetry.access import AccessLog
 from l7proxy.telemetry.facade import Telemetry, resource
@@ -120,6 +121,7 @@ class Compiler:
         self._guard_with(model, tls)
         rules: dict[bool, list[Rule[Target]]] = {True: [], False: []}
         strict = {True: False, False: False}
+        named: dict[bool, set[str]] = {True: set(), False: set()}
         for document in model.routes:
             towards_us = document.spec.direction == "inbound"
             try:
@@ -130,10 +132,13 @@ class Compiler:
                 continue
             for match in document.spec.matches:
                 rules[towards_us].append(Rule(document.spec.hosts, match, Target(route, _pattern(match))))
+            named[towards_us].update(named_by(document.spec))
             strict[towards_us] |= any(policy.name == "authorization" for policy in document.spec.policies)
             yield
         if problems:
             raise ConfigError(problems)
+        if self._authorizer is not None:
+            named[True].update(self._authorizer.rules.headers)
         keep = self._keep
         slashes = inbound.encoded_slashes if inbound is not None else None
         strict[True] |= bool(model.others) or slashes == "REJECT"
@@ -156,6 +161,7 @@ class Compiler:
                 fallback,
                 strict[True],
                 slashes or "",
+                Spellings(named[True]) if named[True] else None,
             ),
             outbound=Side(
                 False,
@@ -165,6 +171,7 @@ class Compiler:
                 anywhere,
                 False,
                 "KEEP",
+                Spellings(named[False]) if named[False] else None,
             ),
             tracer=self._tracer,
             log=self._access_log(model.sidecar),

@@ -33,11 +33,14 @@ def conditions(match: Match) -> tuple[Condition, ...]:
     return tuple(found)
 
 
-def fields(headers: Headers, names: frozenset[bytes]) -> Fields:
-    """Returns the named header fields; one that came several times is a list (RFC 9110 5.3)."""
+def fields(headers: Headers, names: dict[bytes, tuple[bytes, ...]]) -> Fields:
+    """Returns the named header fields; one that came several times is a list (RFC 9110 5.3).
+
+    `names` are the spellings in which they may come, each with the names by which conditions ask for it.
+    """
     found: Fields = {}
-    for name, value in headers:
-        if name in names:
+    for spelling, value in headers:
+        for name in names.get(spelling, ()):
             found[name] = found[name] + b", " + value if name in found else value
     return found
 

@@ -83,6 +83,9 @@ class Explainer:
         )
         if question.inbound:
             self._snapshot.inbound.forwarding.apply(request)
+        side = self._snapshot.inbound if question.inbound else self._snapshot.outbound
+        if side.spellings is not None:
+            side.spellings.apply(request)
         return request
 
     def dismantle(self) -> Steps[None]:

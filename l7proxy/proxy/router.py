@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from l7proxy.config.model import CallMatch, Match
 from l7proxy.config.precedence import Rank, exact_key, prefix_key, rank, suffixes
-from l7proxy.core.headers import Headers
+from l7proxy.core.headers import Headers, spellings
 from l7proxy.core.patterns import Patterns, literal_prefix
 from l7proxy.core.slices import Steps, drained
 from l7proxy.proxy.conditions import Condition, Fields, conditions, fields, parameters
@@ -56,7 +56,7 @@ class _Choice(Generic[Target]):
     def __init__(self) -> None:
         self.entries: list[_Entry[Target]] = []
         self.always: Target | None = None
-        self.headers: frozenset[bytes] = frozenset()
+        self.headers: dict[bytes, tuple[bytes, ...]] = {}
         self.query: frozenset[bytes] = frozenset()
         self.index: dict[tuple[str, bytes], dict[bytes, list[int]]] | None = None
         self.rest: list[int] = []
@@ -64,8 +64,9 @@ class _Choice(Generic[Target]):
     def add(self, match: Match, number: int, target: Target) -> _Entry[Target]:
         entry = _Entry((rank(match), number), conditions(match), target, match.path.regex)
         insort(self.entries, entry, key=lambda entry: entry.order)
-        if match.headers:
-            self.headers |= {name.encode() for name in match.headers}
+        for name in map(str.encode, match.headers):
+            for spelling in spellings(name):
+                self.headers[spelling] = tuple(dict.fromkeys((*self.headers.get(spelling, ()), name)))
         if match.query:
             self.query |= {name.encode() for name in match.query}
         return entry

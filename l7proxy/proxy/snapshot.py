@@ -13,6 +13,7 @@ from l7proxy.proxy.debug import Debugging
 from l7proxy.proxy.forwarding import Forwarding
 from l7proxy.proxy.identities import InboundIdentity
 from l7proxy.proxy.router import Router
+from l7proxy.proxy.spellings import Spellings
 from l7proxy.telemetry.access import AccessLog, Entry
 from l7proxy.telemetry.history import History
 from l7proxy.telemetry.metrics import RouteMetrics
@@ -48,6 +49,7 @@ class Side(Struct, frozen=True):
     `fallback` takes what names a host that no route names: the application when there are no inbound routes, the
     destination itself under ALLOW_ANY. `unmatched` counts requests that end without a route. `strict` refuses paths
     that applications read differently, and `slashes` says what becomes of `%2F`: REJECT, UNESCAPE or KEEP.
+    `spellings` leaves requests one spelling of the fields that this direction looks at, None where it looks at none.
     """
 
     inbound: bool
@@ -57,6 +59,7 @@ class Side(Struct, frozen=True):
     fallback: Target | None
     strict: bool
     slashes: str
+    spellings: Spellings | None
 
 
 class Snapshot(Struct, frozen=True):

@@ -67,7 +67,7 @@ def names(towards: Towards | None) -> list[str]:
 
 def _headers(whose: str, wanted: Fields, came: tuple[tuple[str, str], ...]) -> list[str]:
     given = [(name.encode(), value.encode()) for name, value in came]
-    values = fields(given, frozenset(name.encode() for name in wanted))
+    values = fields(given, {name.encode(): (name.encode(),) for name in wanted})
     found = []
     for (name, _), condition in zip(wanted.items(), conditions(Match(headers=wanted)), strict=True):
         if not condition.holds(b"", values, {}):

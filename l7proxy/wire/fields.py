@@ -4,7 +4,7 @@ An application that merges `-` and `_` (CGI, WSGI, PHP) would take `Transfer_Enc
 spelling of these fields is dropped.
 """
 
-from l7proxy.core.headers import vouches
+from l7proxy.core.headers import merged, vouches
 
 CONNECTION_FIELDS = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"))
 """What speaks of an HTTP/1.1 connection; a message of HTTP/2 with one of these is malformed (RFC 9113 8.2.2)."""
@@ -31,4 +31,4 @@ def may_trail(name: bytes, request: bool) -> bool:
 
     What shapes, routes or authorises a message may not, nor, in a request, what says who its client is; in no spelling.
     """
-    return name.replace(b"_", b"-") not in _NOT_IN_TRAILERS and not (request and vouches(name))
+    return merged(name) not in _NOT_IN_TRAILERS and not (request and vouches(name))
