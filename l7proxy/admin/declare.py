@@ -13,6 +13,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from l7proxy.core.expanded import encoded
+
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -102,7 +104,7 @@ def application(endpoints: Sequence[Endpoint]) -> App:
 
 def as_json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Returns an answer that people can read too."""
-    text = msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2)
+    text = msgspec.json.format(msgspec.json.encode(value, enc_hook=encoded), indent=2)
     return Response(text + b"\n", status, headers, media_type=JSON)
 
 

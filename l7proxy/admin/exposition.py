@@ -56,7 +56,7 @@ def as_object(stats: Stats, prefixes: tuple[str, ...]) -> Response:
 def _lines(stats: Stats, prefixes: tuple[str, ...]) -> Iterator[bytes]:
     for refresh in stats.refresh:
         refresh()
-    encode = msgspec.json.encode
+    encode = msgspec.json.Encoder(enc_hook=str).encode
     start = b"{\n"
     for family in stats:
         if not family.name.startswith(prefixes):
@@ -78,7 +78,9 @@ def _series(family: Family) -> Iterator[bytes]:
             values: dict[str, object] = {"count": metric.count, "sum": metric.sum, "buckets": metric.buckets}
         else:
             values = {"value": metric.value}
-        piece.append((b",\n  " if index else b"\n  ") + msgspec.json.encode({"labels": dict(labels), **values}))
+        piece.append(
+            (b",\n  " if index else b"\n  ") + msgspec.json.encode({"labels": dict(labels), **values}, enc_hook=str)
+        )
         if len(piece) == _PIECE:
             yield b"".join(piece)
             piece.clear()

@@ -16,6 +16,7 @@ from l7proxy.cli.explain import command, line
 from l7proxy.config.load import load
 from l7proxy.config.model import Model
 from l7proxy.core.errors import ConfigError, Problem
+from l7proxy.core.expanded import published
 from l7proxy.core.languages import Undecided
 from l7proxy.core.slices import finish
 from l7proxy.filters.authorizer import Clause
@@ -89,7 +90,8 @@ def run(args: argparse.Namespace) -> int:
         print("l7proxy diff: standard input can be read once", file=sys.stderr)
         return 2
     try:
-        report = asyncio.run(_report(args))
+        old, new = _models(args)
+        report = published(asyncio.run(_report(args, old, new)), (*old.expanded, *new.expanded))
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 1
@@ -141,8 +143,7 @@ class Report(Part, frozen=True):
     changes: tuple[Told, ...]
 
 
-async def _report(args: argparse.Namespace) -> Report:
-    old, new = _models(args)
+async def _report(args: argparse.Namespace, old: Model, new: Model) -> Report:
     comparison = Comparison(finish(explaining(old)), finish(explaining(new)))
     asking = _Requests(comparison)
     for path in args.replay:

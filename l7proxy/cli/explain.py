@@ -13,6 +13,7 @@ from l7proxy.cli import flags
 from l7proxy.config.load import load
 from l7proxy.config.model import Model
 from l7proxy.core.errors import ConfigError
+from l7proxy.core.expanded import published
 from l7proxy.core.fields import duration, show_duration
 from l7proxy.core.slices import finish
 from l7proxy.proxy.debug import HEADER, LONGEST, read_key, sign
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"l7proxy explain: {args.sign}: {error.strerror}", file=sys.stderr)
         return 1
     if args.json:
-        print(msgspec.json.format(msgspec.json.encode(explanation), indent=2).decode())
+        print(msgspec.json.format(msgspec.json.encode(published(explanation)), indent=2).decode())
     else:
         print("\n".join(render(explanation)))
     return 0
@@ -111,6 +112,7 @@ def command(args: argparse.Namespace, configs: Sequence[str], asked: Question) -
 
 def render(explanation: Explanation) -> list[str]:
     """Returns the lines that tell a decision to a reader."""
+    explanation = published(explanation)
     caller = explanation.identity or "a caller without a certificate"
     request = f"{explanation.method} {explanation.scheme}://{explanation.authority}{explanation.path}"
     lines = [line("request", f"{request} ({explanation.direction})")]

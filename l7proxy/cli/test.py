@@ -16,6 +16,7 @@ from l7proxy.config.cases import Case, Invariant, read_tests
 from l7proxy.config.load import load
 from l7proxy.config.model import Model
 from l7proxy.core.errors import ConfigError
+from l7proxy.core.expanded import concealed, shown
 from l7proxy.core.slices import finish
 from l7proxy.proxy.decision import Question
 from l7proxy.proxy.explain import explaining
@@ -135,7 +136,7 @@ async def _run(
         proof = await prove(explainer, invariant.spec)
         why, trace = [proof.why] if proof.why else [], []
         if proof.example is not None:
-            why.append(explain(proof.example[0]))
+            why.append(shown(concealed(explain(proof.example[0]), model.expanded)))
             trace = render(proof.example[1])
         results.append(Result(invariant, why, trace, time.perf_counter() - started, proof.asked))
     return results

@@ -11,6 +11,7 @@ from l7proxy.cli import asking
 from l7proxy.cli.asking import NoAnswer, Sidecar, printable
 from l7proxy.cli.explain import line, reasons
 from l7proxy.config.load import load
+from l7proxy.core.expanded import published
 from l7proxy.core.slices import finish
 from l7proxy.proxy.explain import explaining
 from l7proxy.proxy.why import Explain, Tried, Why, account
@@ -99,7 +100,7 @@ def _read(text: str) -> Record:
 
 
 def _print(found: list[Why], as_json: bool, more: bool = False) -> None:
-    for why in found:
+    for why in map(published, found):
         if as_json:
             print(msgspec.json.encode(why).decode())
             continue

@@ -26,6 +26,7 @@ from l7proxy.config.scalars import (
     text,
 )
 from l7proxy.config.yaml import Mapping, Node, Scalar, Sequence
+from l7proxy.core.expanded import concealed, expanded_in, shown
 from l7proxy.core.handler import Filter
 from l7proxy.filters import registry
 
@@ -126,7 +127,7 @@ def _struct(info: inspect.StructType, done: dict[type, Decode]) -> Decode:
         try:
             return cls(**values)
         except ValueError as error:
-            return notes.wrong(path, node.line, str(error))
+            return notes.wrong(path, node.line, shown(concealed(str(error), expanded_in(values))))
 
     done[cls] = read
     return read

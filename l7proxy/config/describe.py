@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import inspect
 
+from l7proxy.core.expanded import concealed, expanded_in
 from l7proxy.core.fields import FORMATS, Format
 
 
@@ -78,11 +79,14 @@ def said(block: msgspec.Struct, path: str = "") -> dict[str, str]:
 
 
 def _written(value: Any, format: Format | None) -> str:
+    if isinstance(value, str):
+        return value
     if format is not None:
         return format.show(value)
+    secrets = tuple(expanded_in(value))
     if isinstance(value, tuple):
         value = [_plain(item) for item in value]
-    return value if isinstance(value, str) else json.dumps(value, default=_plain)
+    return concealed(json.dumps(value, default=_plain), secrets)
 
 
 def _default(field: inspect.Field, inner: Shape) -> Any:

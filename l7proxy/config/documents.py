@@ -11,17 +11,22 @@ from l7proxy.config.model import ForeignMetadata, Metadata, Resource
 from l7proxy.config.scalars import INVALID, Notes, Reference, expected, suggest
 from l7proxy.config.yaml import Chunk, Mapping, Node, Scalar, parse
 from l7proxy.core.errors import ConfigError, Problem
+from l7proxy.core.expanded import Expanded, shown
 from l7proxy.core.slices import Steps
 
 _KEYS = ("apiVersion", "kind", "metadata", "spec")
 
 
 class Document(NamedTuple):
-    """One document that was read, and what it refers to; `first` is the line of its first key within its own text."""
+    """One document that was read, and what it refers to; `first` is the line of its first key within its own text.
+
+    `expanded` are its texts that hold values of the environment.
+    """
 
     resource: Resource[Any]
     references: tuple[Reference, ...]
     first: int
+    expanded: tuple[Expanded, ...] = ()
 
     def at(self, offset: int) -> "Document":
         """Returns the same document after another number of lines."""
@@ -58,7 +63,7 @@ def read(
     if notes.problems:
         problems += notes.problems
         return Broken(_word(root, "kind"), _word(root, "metadata", "name"))
-    return Document(resource, tuple(notes.references), root.line)
+    return Document(resource, tuple(notes.references), root.line, tuple(notes.expanded))
 
 
 def _word(node: Node | None, *keys: str) -> str:
@@ -91,9 +96,9 @@ def _resource(root: Node, notes: Notes) -> Any:
     first = root.line
     return Resource(
         kind.name,
-        metadata.name,
+        str(metadata.name),
         spec,
-        metadata.namespace,
+        str(metadata.namespace),
         metadata.labels,
         metadata.annotations,
         notes.file,
@@ -118,7 +123,9 @@ def _kind(root: Mapping, notes: Notes) -> Kind | None:
         return None
     kind = KINDS.get(found["kind"])
     if kind is None:
-        notes.wrong("kind", root.items["kind"].line, f"unknown kind {found['kind']!r}" + suggest(found["kind"], KINDS))
+        notes.wrong(
+            "kind", root.items["kind"].line, f"unknown kind {found['kind']!r}" + suggest(shown(found["kind"]), KINDS)
+        )
         return None
     version = found.get("apiVersion", kind.versions[0])
     if version not in kind.versions:

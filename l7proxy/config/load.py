@@ -14,6 +14,7 @@ from l7proxy.config.model import APP, Model, Resource, Route, Sidecar
 from l7proxy.config.overrides import NONE, Overrides
 from l7proxy.config.yaml import MAX_BYTES, VARIABLE_NAMES, chunks
 from l7proxy.core.errors import ConfigError, Problem
+from l7proxy.core.expanded import Expanded
 from l7proxy.core.files import open_regular, size_of
 from l7proxy.core.slices import Steps, drained, finish
 
@@ -73,11 +74,13 @@ class Loader:
         documents: list[Document] = []
         broken: list[Broken] = []
         references: set[str] = set()
+        expanded: dict[str, Expanded] = {}
         for item in found:
             if isinstance(item, Broken):
                 broken.append(item)
                 continue
             documents.append(item)
+            expanded.update((str(text), text) for text in item.expanded)
             references.update(reference.value for reference in item.references if reference.kind == "file")
             yield
         # Kept even when another document is broken: the next attempt will find most of them unchanged.
@@ -89,12 +92,16 @@ class Loader:
         model = yield from _model(documents, broken, overrides, content.hexdigest(), problems)
         if model is not None and self._thorough:
             checks.certificates(model, problems)
+        secrets = tuple(expanded.values())
         if model is None or problems:
             places = {file: place for place, file in enumerate(files)}
             problems.sort(key=lambda problem: (places.get(problem.file, -1), problem.line))
             # A document that stands for several Routes has each mistake once.
-            raise ConfigError(list(dict.fromkeys(problems)))
-        return model
+            raise ConfigError(list(dict.fromkeys(problem.concealing(secrets) for problem in problems)))
+        if not secrets:
+            return model
+        warnings = tuple(problem.concealing(secrets) for problem in model.warnings)
+        return structs.replace(model, expanded=secrets, warnings=warnings)
 
     def _documents(
         self,

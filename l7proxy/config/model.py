@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, Union
 from msgspec import Meta, Struct, field
 
 from l7proxy.core.errors import Problem
+from l7proxy.core.expanded import Expanded
 from l7proxy.core.fields import (
     Cidr,
     CollectorUrl,
@@ -589,7 +590,8 @@ class Model(Struct, frozen=True, gc=False):
     """A whole configuration, ready to be compiled.
 
     `routes` are in order of precedence: of equal matches the first decides. `others` are documents of further kinds
-    (Istio's) by kind. `version` is the same for the same content.
+    (Istio's) by kind. `version` is the same for the same content. `expanded` are the texts of all documents that hold
+    values of the environment.
     """
 
     sidecar: Resource[Sidecar]
@@ -598,3 +600,4 @@ class Model(Struct, frozen=True, gc=False):
     others: dict[str, tuple[Resource[Any], ...]] = {}
     warnings: tuple[Problem, ...] = ()
     version: str = ""
+    expanded: tuple[Expanded, ...] = ()

@@ -11,7 +11,8 @@ from msgspec import inspect
 
 from l7proxy.config.yaml import Mapping, Node, Scalar, Sequence
 from l7proxy.core.errors import Problem
-from l7proxy.core.fields import FORMATS
+from l7proxy.core.expanded import Expanded, shown
+from l7proxy.core.fields import FORMATS, Format
 
 INVALID: Any = object()
 """What stands for a value that could not be read."""
@@ -30,7 +31,8 @@ class Reference(NamedTuple):
 
 
 class Notes:
-    """What is found while one document is decoded: mistakes, the line of each value, and what it refers to.
+    """What is found while one document is decoded: mistakes, the line of each value, what it refers to, and texts that
+    hold values of the environment.
 
     Lines count from the document's first, which is line `offset + 1` of the file.
     """
@@ -42,6 +44,7 @@ class Notes:
         self.problems: list[Problem] = []
         self.lines: dict[str, int] = {}
         self.references: list[Reference] = []
+        self.expanded: list[Expanded] = []
 
     def wrong(self, path: str, line: int, message: str) -> Any:
         """Notes a mistake and returns INVALID."""
@@ -94,18 +97,23 @@ def text(info: inspect.StrType, name: str | None, words: Iterable[str] = (), mea
             try:
                 value = row.parse(value)
             except ValueError as error:
-                return notes.wrong(path, node.line, str(error))
+                return notes.wrong(path, node.line, _mistake(error, row, node))
+            if row.name == "file":
+                value = normpath(join(notes.folder, value))
+            # A name shows where its document does.
+            if isinstance(node.value, Expanded):
+                value = str(value) if row.name == "upstream" else Expanded(value, node.value.written)
             if row.refers:
-                if row.name == "file":
-                    value = normpath(join(notes.folder, value))
                 notes.references.append(Reference(row.name, value, path))
+        if isinstance(value, Expanded):
+            notes.expanded.append(value)
         if len(value) < least:
             return notes.wrong(path, node.line, "is empty" if least == 1 else f"is shorter than {least}")
         if most is not None and len(value) > most:
             return notes.wrong(path, node.line, f"is longer than {most}")
         if pattern is not None and words and not pattern.search(value):
             return notes.wrong(
-                path, node.line, f"must be one of {', '.join(words)}, not {value!r}" + suggest(value, words)
+                path, node.line, f"must be one of {', '.join(words)}, not {value!r}" + suggest(shown(value), words)
             )
         if pattern is not None and not pattern.search(value):
             return notes.wrong(path, node.line, f"{value!r} is not {meant or f'of the form {pattern.pattern}'}")
@@ -144,14 +152,14 @@ def number(info: inspect.IntType | inspect.FloatType, name: str | None) -> Decod
             try:
                 value = row.parse(node.value)
             except ValueError as error:
-                return notes.wrong(path, node.line, str(error))
+                return notes.wrong(path, node.line, _mistake(error, row, node))
         elif not node.plain or not form.fullmatch(node.value):
             return notes.wrong(path, node.line, expected(what, node))
         else:
             value = int(node.value) if whole else float(node.value)
         for broken, limit, message in bounds:
             if broken(value, limit):
-                return notes.wrong(path, node.line, f"{node.value} {message}")
+                return notes.wrong(path, node.line, f"{shown(node.value)} {message}")
         return value
 
     return read
@@ -163,7 +171,7 @@ def literal(values: Iterable[Any]) -> Decode:
     def read(node: Node, path: str, notes: Notes) -> Any:
         if isinstance(node, Scalar) and node.value in known:
             return known[node.value]
-        near = suggest(node.value, known) if isinstance(node, Scalar) else ""
+        near = suggest(shown(node.value), known) if isinstance(node, Scalar) else ""
         return notes.wrong(path, node.line, expected(f"one of {', '.join(known)}", node) + near)
 
     return read
@@ -177,11 +185,19 @@ def expected(what: str, node: Node) -> str:
     elif node.null:
         found = "nothing"
     else:
-        value = node.value if len(node.value) <= 60 else node.value[:57] + "..."
+        value = shown(node.value)
+        value = value if len(value) <= 60 else value[:57] + "..."
         found = repr(value) if node.plain else f"the text {value!r}"
         if not node.plain and _FLOAT.fullmatch(node.value) and "number" in what:
             found += " in quotes"
     return f"must be {what}, not {found}"
+
+
+def _mistake(error: ValueError, row: Format, node: Scalar) -> str:
+    """Returns what is wrong with a text; of one that holds values of the environment no part of them."""
+    if isinstance(node.value, Expanded):
+        return f"{node.value!r} does not stand for what is needed here, like {row.example}"
+    return str(error)
 
 
 def listed(names: Iterable[str]) -> str:

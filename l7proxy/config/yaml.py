@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, NoReturn, Union
 from msgspec import Struct
 
 from l7proxy.core.errors import ConfigError, Problem
+from l7proxy.core.expanded import Expanded
 from l7proxy.core.slices import Steps
 
 MAX_BYTES = 16 << 20
@@ -32,7 +33,10 @@ _NULLS = frozenset(("", "~", "null", "Null", "NULL"))
 
 
 class Scalar(Struct, gc=False):
-    """A text. `plain` tells that it stood without quotes, or that it came from the environment."""
+    """A text. `plain` tells that it stood without quotes, or that it came from the environment.
+
+    A value that holds some of the environment is Expanded, which readers are shown as it is written.
+    """
 
     value: str
     plain: bool
@@ -273,6 +277,8 @@ class _Builder:
             top.size += 1
 
     def _substitute(self, value: str, line: int) -> str:
+        expands = False
+
         def replace(found: re.Match[str]) -> str:
             if found[0] == "$${":
                 return "${"
@@ -281,6 +287,8 @@ class _Builder:
                 rest = value[found.start() : found.start() + 40]
                 self.fail(line, f"{rest!r}: a variable is ${{NAME}} or ${{NAME:-text}}, and $${{ stands for ${{ itself")
                 return ""
+            nonlocal expands
+            expands = True
             text = self._environment.get(name)
             if default is not None:
                 return text or default
@@ -289,7 +297,8 @@ class _Builder:
                 return ""
             return text
 
-        return _VARIABLE.sub(replace, value)
+        text = _VARIABLE.sub(replace, value)
+        return Expanded(text, value) if expands else text
 
 
 def _events(data: bytes) -> Iterator[Any]:

@@ -2,8 +2,10 @@
 
 import functools
 import re
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from l7proxy.core.expanded import Expanded, concealed, shown
 from l7proxy.core.headers import Headers
 
 _TOKEN = re.compile(r"[A-Za-z*][!#$%&'*+\-.^_`|~0-9A-Za-z:/]*")
@@ -109,6 +111,10 @@ class Problem(NamedTuple):
     file: str
     line: int
     message: str
+
+    def concealing(self, secrets: Iterable[Expanded]) -> "Problem":
+        """Returns the same mistake with `secrets` as they are written."""
+        return self._replace(message=shown(concealed(self.message, secrets)))
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.message}" if self.line else f"{self.file}: {self.message}"

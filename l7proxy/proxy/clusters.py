@@ -94,7 +94,7 @@ class Clusters:
             if found is None:
                 scheme = "http" if spec.tls is None else "https"
                 transport = _TRANSPORTS[spec.protocol](dial, load, metrics)
-                found = Endpoint(address, url_of(scheme, address), transport, key)
+                found = Endpoint(str(address), url_of(scheme, address), transport, key)
                 have[key] = found
             return found
 

@@ -98,6 +98,12 @@ class Compiler:
 
     def steps(self, model: Model) -> Steps[Snapshot]:
         """Compiles in steps of well under a millisecond; raises ConfigError with every problem found."""
+        try:
+            return (yield from self._steps(model))
+        except ConfigError as error:
+            raise ConfigError([problem.concealing(model.expanded) for problem in error.problems]) from error
+
+    def _steps(self, model: Model) -> Steps[Snapshot]:
         self._next = {}
         self._specs = {}
         sidecar = model.sidecar.spec

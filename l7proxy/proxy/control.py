@@ -185,7 +185,7 @@ async def follow(
             await apply(model)
         except Exception as failure:
             # The live one goes on, and so does the wait for the next, whatever this one stumbles over.
-            error = failure if isinstance(failure, ConfigError) else _stumbled(model.sidecar.file, failure)
+            error = failure if isinstance(failure, ConfigError) else _stumbled(model, failure)
             rejected.value += 1
             for problem in error.problems:
                 telemetry.log(
@@ -219,9 +219,10 @@ def _fixed(spec: Sidecar) -> dict[str, object]:
     return {**found, "spec.workers": spec.workers}
 
 
-def _stumbled(file: str, failure: Exception) -> ConfigError:
+def _stumbled(model: Model, failure: Exception) -> ConfigError:
     """Returns what is told of a mistake of ours, which no line of the configuration explains."""
-    return ConfigError([Problem(file, 0, f"internal error: {type(failure).__name__}: {failure}")])
+    problem = Problem(model.sidecar.file, 0, f"internal error: {type(failure).__name__}: {failure}")
+    return ConfigError([problem.concealing(model.expanded)])
 
 
 def _after(first: Steps[None], second: Steps[None]) -> Steps[None]:

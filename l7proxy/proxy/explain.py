@@ -16,6 +16,7 @@ from msgspec import structs
 from l7proxy.config.model import Model, Resource, Sidecar
 from l7proxy.config.model import Route as RouteSpec
 from l7proxy.core.errors import CODES
+from l7proxy.core.expanded import concealed, expanded_in
 from l7proxy.core.handler import Filter, Handler, Keep
 from l7proxy.core.headers import Headers
 from l7proxy.core.message import Request, Response
@@ -122,6 +123,7 @@ class Explainer:
         document = route.document if route is not None else None
         policies = document.spec.policies if document is not None else ()
         decided = decision.decided(request) if request is not None else Decided("", None, (), ())
+        show = self._secrets_of(document, decision.upstream)
         return Explanation(
             version=self.model.version,
             direction="inbound" if question.inbound else "outbound",
@@ -139,10 +141,17 @@ class Explainer:
             policies=decided.policies,
             timeouts=self._timeouts(decision, policies),
             retries=_retries(decision.steps, policies),
-            upstream=self._towards(decision, document),
+            upstream=self._towards(decision, document, show),
             allowed=request is not None and not request.code,
-            answer=_answer(exchange, decision, request) if request is not None else None,
+            answer=_answer(exchange, decision, request, show) if request is not None else None,
         )
+
+    def _secrets_of(self, document: Resource[RouteSpec] | None, name: str | None) -> Callable[[str], str]:
+        """Returns what shows texts that a route and its upstream make as their documents write them."""
+        upstream = self.model.upstreams.get(name or "")
+        specs = [resource.spec for resource in (document, upstream, self.model.sidecar) if resource is not None]
+        secrets = sorted(set(expanded_in(specs)), key=len, reverse=True)
+        return (lambda text: concealed(text, secrets)) if secrets else str
 
     def _timeouts(self, decision: Decision, policies: tuple[Filter, ...]) -> Timeouts:
         sent = decision.sent
@@ -153,7 +162,9 @@ class Explainer:
         idle = next((policy.idle for policy in policies if isinstance(policy, Timeout)), None)
         return Timeouts(connect, sent.timeout, sent.per_try, idle)
 
-    def _towards(self, decision: Decision, document: Resource[RouteSpec] | None) -> Towards | None:
+    def _towards(
+        self, decision: Decision, document: Resource[RouteSpec] | None, show: Callable[[str], str]
+    ) -> Towards | None:
         name, sent = decision.upstream, decision.sent
         if not name or sent is None:
             return None
@@ -162,18 +173,18 @@ class Explainer:
         if cluster is None:
             endpoints: tuple[Endpoint, ...] = (Endpoint(_shown(sent.authority)),)
         elif upstream is not None and upstream.spec.dns is not None and not cluster.endpoints:
-            endpoints = (Endpoint(f"dns:{upstream.spec.dns}"),)
+            endpoints = (Endpoint(show(f"dns:{upstream.spec.dns}")),)
         else:
-            endpoints = tuple(Endpoint(end.address, bool(end.ejected_until)) for end in cluster.endpoints)
+            endpoints = tuple(Endpoint(show(end.address), bool(end.ejected_until)) for end in cluster.endpoints)
         split = document.spec.split if document is not None else ()
         return Towards(
             name,
             endpoints,
             cluster.settings.balance if cluster is not None else "",
             upstream.spec.protocol if upstream is not None else "http1",
-            _shown(sent.authority),
-            _shown(sent.target),
-            _fields(sent.headers),
+            show(_shown(sent.authority)),
+            show(_shown(sent.target)),
+            _fields(sent.headers, show),
             {backend.upstream: backend.weight for backend in split if backend.weight},
         )
 
@@ -273,7 +284,7 @@ def _retries(steps: list[Step], policies: tuple[Filter, ...]) -> Retries | None:
     return Retries(retry.attempts, retry.on)
 
 
-def _answer(exchange: Asked, decision: Decision, request: Request) -> Answer:
+def _answer(exchange: Asked, decision: Decision, request: Request, show: Callable[[str], str]) -> Answer:
     detail = request.detail
     if request.code:
         by = "proxy"
@@ -281,12 +292,12 @@ def _answer(exchange: Asked, decision: Decision, request: Request) -> Answer:
     else:
         by = {None: "policy", "": "route"}.get(decision.upstream, "upstream")
     body = exchange.content.decode(errors="replace")
-    return Answer(by, exchange.status, request.code, detail, _fields(exchange.answer), body)
+    return Answer(by, exchange.status, request.code, detail, _fields(exchange.answer, show), show(body))
 
 
 def _shown(data: bytes) -> str:
     return data.decode(errors="replace")
 
 
-def _fields(headers: Headers) -> tuple[tuple[str, str], ...]:
-    return tuple((_shown(name), _shown(value)) for name, value in headers)
+def _fields(headers: Headers, show: Callable[[str], str]) -> tuple[tuple[str, str], ...]:
+    return tuple((_shown(name), show(_shown(value))) for name, value in headers)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from l7proxy.core.expanded import encoded
 from l7proxy.core.headers import Headers
 from l7proxy.core.message import Request, Response
 from l7proxy.core.stats import Stats
@@ -95,7 +96,7 @@ class Tap:
         self._fields = wanted.headers or wanted.secrets or bool(wanted.reveal)
         self._query = wanted.secrets
         self._shows = None if wanted.secrets else HARMLESS | {name.lower().encode() for name in wanted.reveal}
-        self._encode = msgspec.json.Encoder().encode
+        self._encode = msgspec.json.Encoder(enc_hook=encoded).encode
         self._batch = Batch()
         self._size = 0
         self._some = asyncio.Event()

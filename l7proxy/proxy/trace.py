@@ -14,6 +14,7 @@ from msgspec import Struct, field, structs
 from l7proxy.config.model import Resource
 from l7proxy.config.model import Route as RouteSpec
 from l7proxy.core.errors import ProxyError
+from l7proxy.core.expanded import encoded
 from l7proxy.core.handler import Handler
 from l7proxy.core.headers import Headers, without
 from l7proxy.core.message import Request, Response
@@ -243,7 +244,7 @@ def _where(step: Step, document: Resource[RouteSpec] | None) -> str:
 
 def _encoded(served: Served) -> bytes:
     # In ASCII, as header fields are.
-    return json.dumps(msgspec.to_builtins(served), separators=(",", ":")).encode()
+    return json.dumps(msgspec.to_builtins(served, enc_hook=encoded), separators=(",", ":")).encode()
 
 
 def _line(document: Resource[Any], policy: str) -> str:

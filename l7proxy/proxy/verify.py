@@ -6,6 +6,7 @@ from msgspec import Struct
 
 from l7proxy.config.cases import Case, Fields
 from l7proxy.config.model import Match, Model, Resource, Route
+from l7proxy.core.expanded import shown
 from l7proxy.filters.authorization import Authorization
 from l7proxy.filters.authorizer import RuleSet
 from l7proxy.proxy.conditions import conditions, fields
@@ -71,14 +72,16 @@ def _headers(whose: str, wanted: Fields, came: tuple[tuple[str, str], ...]) -> l
     found = []
     for (name, _), condition in zip(wanted.items(), conditions(Match(headers=wanted)), strict=True):
         if not condition.holds(b"", values, {}):
-            value = values.get(name.encode())
-            seen = f"it is {value.decode(errors='replace')!r}" if value is not None else "there is none"
+            value = ", ".join(shown(value) for key, value in came if key == name)
+            seen = f"it is {value!r}" if name.encode() in values else "there is none"
             found.append(f"{whose} {condition.text} does not hold: {seen}")
     return found
 
 
 def _shown(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else "none" if value in (None, "") else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "none" if value in (None, "") else shown(value) if isinstance(value, str) else str(value)
 
 
 def _line(document: Resource[Route], path: str) -> tuple[str, int]:

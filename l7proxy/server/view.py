@@ -11,6 +11,7 @@ import msgspec
 from l7proxy.admin import answers
 from l7proxy.admin.tapping import Source
 from l7proxy.config.model import Resource
+from l7proxy.core.expanded import encoded, shown
 from l7proxy.core.slices import between
 from l7proxy.core.stats import Stats
 from l7proxy.identity.material import Material
@@ -85,7 +86,7 @@ class View:
                     "name": document.name,
                     "file": document.file,
                     "line": document.line,
-                    "spec": msgspec.to_builtins(document.spec, enc_hook=str),
+                    "spec": msgspec.to_builtins(document.spec, enc_hook=encoded),
                 }
                 for document in documents
             ],
@@ -96,8 +97,8 @@ class View:
             {
                 "name": document.name,
                 "direction": document.spec.direction,
-                "hosts": document.spec.hosts,
-                "matches": msgspec.to_builtins(document.spec.matches),
+                "hosts": tuple(map(shown, document.spec.hosts)),
+                "matches": msgspec.to_builtins(document.spec.matches, enc_hook=encoded),
                 "upstream": document.spec.upstream,
                 "policies": [policy.name for policy in document.spec.policies],
                 "file": document.file,

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from l7proxy.core.expanded import encoded
 from l7proxy.core.message import Request
 from l7proxy.core.stats import Stats
 from l7proxy.telemetry.lines import LineWriter
@@ -202,7 +203,7 @@ class AccessLog:
         name, help = "l7proxy_access_log_dropped_total", "Access log lines that could not be written"
         dropped = stats.counter(name, help, reason="queue_full")
         self._writer = LineWriter(path, dropped, stats.counter(name, help, reason="write_failed"))
-        self._encode = msgspec.json.Encoder().encode_lines if format == "json" else _text_lines
+        self._encode = msgspec.json.Encoder(enc_hook=encoded).encode_lines if format == "json" else _text_lines
         self._pending: list[Entry] = []
         self._chunks: list[bytes] = []
         self._lines = 0
@@ -271,7 +272,7 @@ class AccessLog:
             self._lines = self._size = 0
 
 
-_quote = msgspec.json.Encoder().encode
+_quote = msgspec.json.Encoder(enc_hook=encoded).encode
 
 
 def _text_lines(records: list[Record]) -> bytes:

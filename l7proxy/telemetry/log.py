@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from l7proxy.core.expanded import encoded
 from l7proxy.core.stats import Stats
 from l7proxy.telemetry.lines import LineWriter
 
@@ -33,7 +34,7 @@ class Log:
         name, help = "l7proxy_log_dropped_total", "Lines of the proxy's own log that could not be written"
         dropped = stats.counter(name, help, reason="queue_full")
         self._writer = LineWriter(path, dropped, stats.counter(name, help, reason="write_failed"))
-        self._encode = msgspec.json.Encoder(enc_hook=str).encode
+        self._encode = msgspec.json.Encoder(enc_hook=encoded).encode
         self._clock = clock
         self._rates: dict[str, list[int]] = {}
         self.level = level

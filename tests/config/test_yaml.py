@@ -1,3 +1,4 @@
+import pickle
 import string
 from itertools import pairwise
 from pathlib import Path
@@ -77,6 +78,14 @@ def test_an_alias_stands_for_its_anchor_at_its_own_line():
     assert isinstance(node, Mapping)
     assert texts(node) == {"a": {"k": "v"}, "b": {"k": "v"}}
     assert (node.items["a"].line, node.items["b"].line) == (1, 3)
+
+
+def test_a_value_of_the_environment_shows_as_it_is_written():
+    [node] = read("a: Bearer ${TOKEN}\nb: '${TOKEN:-x}'\nc: $${TOKEN}\n", TOKEN="secret")
+    found = texts(node)
+    assert found == {"a": "Bearer secret", "b": "secret", "c": "${TOKEN}"}
+    assert repr(found) == "{'a': 'Bearer ${TOKEN}', 'b': '${TOKEN:-x}', 'c': '${TOKEN}'}"
+    assert repr(pickle.loads(pickle.dumps(found))) == repr(found)
 
 
 def test_variables_come_from_the_environment():
