@@ -132,7 +132,15 @@ class Wires:
 
 def ours_aside(fields: Fields) -> Fields:
     """Returns the fields less those that each message has of the proxy itself, for its framing or its route."""
-    own = (b"host", b"x-request-id", b"x-forwarded-host", b"content-length", b"transfer-encoding", b"connection")
+    own = (
+        b"host",
+        b"x-request-id",
+        b"x-forwarded-host",
+        b"cdn-loop",
+        b"content-length",
+        b"transfer-encoding",
+        b"connection",
+    )
     return sorted(pair for pair in fields if pair[0] not in own)
 
 
