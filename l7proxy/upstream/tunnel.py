@@ -19,6 +19,8 @@ class Tunnel(Expiring):
         self._ended = ended
         self._drained: asyncio.Future[None] | None = None
         self._sender: asyncio.Task[None] | None = None
+        self._sent = False
+        """Whether the endpoint has been told that the client says no more."""
 
     def begin(self, body: Stream) -> None:
         """Passes the client's bytes on."""
@@ -36,9 +38,9 @@ class Tunnel(Expiring):
             self._pause_reading()
 
     def eof_received(self) -> bool:
-        """One direction may end before the other, where the transport can say so."""
+        """One direction may end before the other, where the transport can say so; with both, the connection ends."""
         self.received.end()
-        return self.transport is not None and self.transport.can_write_eof()
+        return self.transport is not None and self.transport.can_write_eof() and not self._sent
 
     def connection_lost(self, error: Exception | None) -> None:
         self.transport = None
@@ -75,8 +77,11 @@ class Tunnel(Expiring):
                 if self._drained is not None:
                     await self._drained
                 await body.splice(self._pass_on)
+            self._sent = True
             if self.transport is not None and self.transport.can_write_eof():
                 self.transport.write_eof()
+                if self.received.ended:
+                    self.transport.close()
         except Exception:
             # The client's side broke: half of what it said must not look like all.
             if self.transport is not None:

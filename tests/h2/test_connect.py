@@ -54,6 +54,15 @@ def test_http_1_tunnels_bytes_both_ways(proxy: Sidecar) -> None:
     assert (opened["event"], closed["event"], closed["method"]) == ("tunnel_open", "tunnel_end", "CONNECT")
 
 
+def test_a_tunnel_that_the_client_ends_first_leaves_no_connection(proxy: Sidecar) -> None:
+    with proxy.client() as client:
+        client.send(b"CONNECT db.test:5432 HTTP/1.1\r\nhost: db.test:5432\r\n\r\n")
+        client.reader.until(b"hello\n")
+        client.half_close()
+        assert client.reader.rest().endswith(b"bye\n")
+    wait_for(lambda: proxy.metrics()("l7proxy_upstream_connections", l7proxy_upstream="db") == 0)
+
+
 def test_http_2_tunnels_bytes_both_ways(proxy: Sidecar) -> None:
     with RawClient(proxy.inbound) as client:
         stream = client.request(CONNECT, end=False)
