@@ -348,9 +348,16 @@ class Endpoint(Part, frozen=True):
 
 
 class Breakers(Part, frozen=True):
-    """How much may happen at once; what goes beyond is answered 503 `overflow` at once."""
+    """How much may happen at once, over all endpoints; what goes beyond is answered 503 `overflow`."""
 
-    connections: Annotated[int, doc("Open connections.", ge=1)] = 1024
+    connections: Annotated[
+        int,
+        doc(
+            "Open connections. At the limit idle ones to other endpoints are closed; without any, requests wait up to "
+            "`connectTimeout`. The first connection to an endpoint is opened whatever the limit, as with Envoy.",
+            ge=1,
+        ),
+    ] = 1024
     pending: Annotated[int, doc("Requests that wait for a connection.", ge=0)] = 1024
     requests: Annotated[int, doc("Requests in flight.", ge=1)] = 1024
 
@@ -397,7 +404,10 @@ class Upstream(Part, frozen=True):
     breakers: Annotated[Breakers, doc("How much may happen at once.")] = Breakers()
     ejection: Annotated[Ejection, doc("When a failing endpoint is left out.")] = Ejection()
     tls: Annotated[UpstreamTls | None, doc("TLS towards it; plain text without it.")] = None
-    connect_timeout: Annotated[Span, doc("How long a connection may take to open.")] = 5.0
+    connect_timeout: Annotated[
+        Span,
+        doc("How long a connection may take to open, and how long a request may wait at the limit of connections."),
+    ] = 5.0
     idle_timeout: Annotated[
         Span | None,
         doc("How long an unused connection is kept; by default 1s to the local application, else 3s, with HTTP/2 60s."),

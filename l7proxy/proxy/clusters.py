@@ -12,12 +12,13 @@ from l7proxy.proxy.identities import Identities
 from l7proxy.telemetry.metrics import Metrics
 from l7proxy.upstream.auto import AutoTransport
 from l7proxy.upstream.cluster import Cluster, Settings
-from l7proxy.upstream.dial import Dial, Load
+from l7proxy.upstream.dial import Dial
 from l7proxy.upstream.dns import Resolver
 from l7proxy.upstream.endpoint import Endpoint
 from l7proxy.upstream.h2_pool import H2Transport
 from l7proxy.upstream.pool import H1Transport
 from l7proxy.upstream.transport import url_of
+from l7proxy.upstream.waiting import Load
 
 APP_IDLE = 1.0
 IDLE = 3.0

@@ -9,10 +9,11 @@ from l7proxy.core.message import Request, Response
 from l7proxy.core.stats import Stats
 from l7proxy.telemetry.metrics import Metrics
 from l7proxy.upstream.cluster import Cluster, Settings
-from l7proxy.upstream.dial import Dial, Load
+from l7proxy.upstream.dial import Dial
 from l7proxy.upstream.endpoint import Endpoint
 from l7proxy.upstream.pool import H1Transport
 from l7proxy.upstream.transport import url_of
+from l7proxy.upstream.waiting import Load
 
 NAME = "passthrough"
 MAX_HOSTS = 1000

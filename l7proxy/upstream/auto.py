@@ -2,9 +2,10 @@
 
 import httpx
 
-from l7proxy.upstream.dial import Dial, Load, PoolMetrics, WrongProtocol
+from l7proxy.upstream.dial import Dial, PoolMetrics, WrongProtocol
 from l7proxy.upstream.h2_pool import H2Transport
 from l7proxy.upstream.pool import H1Transport
+from l7proxy.upstream.waiting import Load
 
 
 class AutoTransport(httpx.AsyncBaseTransport):
@@ -34,8 +35,3 @@ class AutoTransport(httpx.AsyncBaseTransport):
         """Ends idle connections now and busy ones after their responses."""
         self._h1.close()
         self._h2.close()
-
-    def abort(self) -> None:
-        """Ends every connection at once."""
-        self._h1.abort()
-        self._h2.abort()

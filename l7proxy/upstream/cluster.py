@@ -14,10 +14,10 @@ from l7proxy.core.stats import Stats
 from l7proxy.core.stream import Stream
 from l7proxy.identity.client_tls import ClientTls
 from l7proxy.upstream.balance import PICKS, observe
-from l7proxy.upstream.dial import Load
 from l7proxy.upstream.dns import Resolver
 from l7proxy.upstream.endpoint import Endpoint
 from l7proxy.upstream.transport import UpstreamRequest, response_parts
+from l7proxy.upstream.waiting import Load
 
 
 class AttemptMetrics(Protocol):
@@ -85,6 +85,7 @@ class Cluster:
         load.max_connections = settings.max_connections
         load.max_pending = settings.max_pending
         load.max_requests = settings.max_requests
+        load.admit()
         if self.resolver is not None:
             self.resolver.start()
 

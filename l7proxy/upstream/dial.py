@@ -17,6 +17,7 @@ from l7proxy.core.message import Body, Request
 from l7proxy.core.pacing import PacedProtocol
 from l7proxy.core.stats import Counter, Gauge
 from l7proxy.identity.client_tls import ClientTls
+from l7proxy.upstream.waiting import Share
 
 IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
 """RFC 9110 9.2.2."""
@@ -57,20 +58,6 @@ class PoolMetrics(Protocol):
     surplus: Counter
 
 
-class Load:
-    """What one upstream has under way, shared by its endpoints and kept over configuration swaps."""
-
-    __slots__ = ("connections", "pending", "requests", "max_connections", "max_pending", "max_requests")
-
-    def __init__(self) -> None:
-        self.connections = 0
-        self.pending = 0
-        self.requests = 0
-        self.max_connections = 1024
-        self.max_pending = 1024
-        self.max_requests = 1024
-
-
 class Dial(Struct, frozen=True):
     """How to reach an endpoint; times in seconds. `path` is that of a Unix socket.
 
@@ -88,25 +75,27 @@ class Dial(Struct, frozen=True):
 
 
 async def connect(
-    dial: Dial, load: Load, metrics: PoolMetrics, make: Callable[[], Connection], timeout: float | None
+    dial: Dial, share: Share, metrics: PoolMetrics, make: Callable[[], Connection], timeout: float | None
 ) -> Connection:
-    """Opens one connection and counts it in `load`, which whoever closes it takes back. Raises ProxyError."""
-    if not descriptors.below(descriptors.dial_ceiling()):
-        raise ProxyError("overflow", "the process has no file descriptor to spare")
-    load.connections += 1
+    """Opens a connection that `share` counts already; one that cannot be opened is released. Raises ProxyError."""
     try:
+        if not descriptors.below(descriptors.dial_ceiling()):
+            raise ProxyError("overflow", "the process has no file descriptor to spare")
         async with asyncio.timeout(timeout):
             if loops.listening.on_port(dial.port) and not dial.path:
-                _, connection = await _elsewhere(dial, make)
+                transport, connection = await _elsewhere(dial, make)
             else:
-                _, connection = await _open(dial, dial.host, make)
+                transport, connection = await _open(dial, dial.host, make)
+        if transport.is_closing():
+            # It has ended before anybody counted on being told so.
+            raise ConnectionResetError("closed at once")
     except (OSError, TimeoutError) as error:
-        load.connections -= 1
+        share.release()
         metrics.connect_failures.value += 1
         why = "timed out" if isinstance(error, TimeoutError) else (error.strerror or str(error))
         raise ProxyError("upstream_connect", f"{dial.path or f'{dial.host}:{dial.port}'}: {why}") from error
     except BaseException:
-        load.connections -= 1
+        share.release()
         raise
     metrics.connects.value += 1
     metrics.connections.value += 1

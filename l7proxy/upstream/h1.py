@@ -141,7 +141,12 @@ class H1Connection(Expiring):
         try:
             head, response_body = await waiter
         except BaseException:
-            if self.uses == turn:  # else this one was answered, and the connection serves the next request already
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                # Answered and cancelled in one turn of the loop: a whole response has freed the connection already.
+                answer = waiter.result()[1]
+                if type(answer) is not bytes:
+                    cast(Stream, answer).close()
+            elif self.uses == turn:  # else this one has failed, and the connection is not its own any more
                 self._take_waiter()
                 self.abort()
             raise

@@ -59,6 +59,8 @@ class H2Connection(Expiring):
         self.received = 0
         self.sent = 0
         self.uses = 0
+        self.promised = 0
+        """Streams that requests may open which have been woken and have not gone on yet."""
         self.idle_since = self.loop.time()
         self._going_away = False
         self._changed = changed
@@ -115,6 +117,8 @@ class H2Connection(Expiring):
             del fields[2]
         if upgrade is not None:
             if not self.session.peer_extended_connect:
+                # The room that this request leaves may be what another waits for.
+                self._changed(self)
                 raise ProxyError("upstream_protocol", "the upstream takes no extended CONNECT")
             # There is room for one: the client's first choice.
             upgrade = call.upgrade = tokens(upgrade)[0]
@@ -245,6 +249,8 @@ class H2Connection(Expiring):
             for stream in event.unseen:
                 if stream.owner is not None:
                     stream.owner.fail(Unprocessed("the upstream went away before it saw the request"))
+            # Requests that wait for a stream need another connection now.
+            self._changed(self)
         elif isinstance(event, Ponged):
             self._rest()
         elif isinstance(event, Configured):

@@ -2,8 +2,6 @@
 
 import asyncio
 import time
-from collections import deque
-from contextlib import suppress
 from typing import cast
 
 import httpx
@@ -14,14 +12,13 @@ from l7proxy.core.headers import Headers
 from l7proxy.core.message import Request
 from l7proxy.upstream.dial import (
     IDEMPOTENT,
+    NEVER,
     TICK,
     Dial,
-    Load,
     PoolMetrics,
     WrongProtocol,
     connect,
     is_alive,
-    time_left,
     untouched,
 )
 from l7proxy.upstream.h1 import Unanswered
@@ -29,6 +26,7 @@ from l7proxy.upstream.h2 import H2Connection
 from l7proxy.upstream.h2_call import Unprocessed
 from l7proxy.upstream.transport import request_parts, response_for
 from l7proxy.upstream.tunnel import open_tunnel
+from l7proxy.upstream.waiting import Load, Queue, Share
 from l7proxy.wire.h2_limits import H2Limits
 
 
@@ -49,7 +47,8 @@ class H2Transport(httpx.AsyncBaseTransport):
         self._connections: list[H2Connection] = []
         self._deadlines = Deadlines(self._loop, TICK)
         self._dialing: asyncio.Task[None] | None = None
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._share = Share(load, self)
+        self._queue = _Streams(self, self._share, dial.connect_timeout)
         self._sweeper: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -57,7 +56,7 @@ class H2Transport(httpx.AsyncBaseTransport):
         method, target, host, fields, body, ledger = request_parts(request)
         upgrade = None if ledger is None else ledger.upgrade
         if method == b"CONNECT" and ledger is not None:
-            received = await open_tunnel(self._dial, self._load, self._metrics, ledger, body)
+            received = await open_tunnel(self._dial, self._share, self._metrics, ledger, body)
             return response_for(request, 101, [], received)
         again = False
         until = None
@@ -88,99 +87,118 @@ class H2Transport(httpx.AsyncBaseTransport):
         self.close()
 
     def close(self) -> None:
-        """Ends idle connections now and busy ones after their responses."""
+        """Ends idle connections now and busy ones after their responses; requests that wait still get one."""
         self._closed = True
         if self._sweeper is not None:
             self._sweeper.cancel()
-        for connection in list(self._connections):
-            connection.close()
+        for connection in self._idle():
+            self._end(connection)
 
-    def abort(self) -> None:
-        """Ends every connection at once."""
-        self.close()
-        for connection in list(self._connections):
-            connection.abort()
+    # What an upstream asks that needs room.
+
+    @property
+    def resting(self) -> int:
+        return len(self._idle())
+
+    @property
+    def resting_since(self) -> float:
+        return min((connection.idle_since for connection in self._idle()), default=NEVER)
+
+    def give_way(self) -> None:
+        self._end(min(self._idle(), key=lambda connection: connection.idle_since))
+
+    def may_dial(self) -> bool:
+        """Tells whether one connection more would serve those who wait."""
+        # Who takes no streams at all for now takes none on another connection either (RFC 9113 6.5.2).
+        return self._dialing is None and not any(
+            connection.usable and not connection.session.peer_streams for connection in self._connections
+        )
+
+    @property
+    def dialing(self) -> bool:
+        return self._dialing is not None
+
+    def dial(self) -> None:
+        """Opens a connection, which is counted already, for all who wait."""
+        self._dialing = self._loop.create_task(self._open())
+
+    def take_back(self, connection: H2Connection) -> None:
+        """A request that was promised room is gone."""
+        connection.promised -= 1
+        if connection in self._connections:
+            self._serve(connection)
+
+    # Inside.
+
+    def _idle(self) -> list[H2Connection]:
+        return [connection for connection in self._connections if not connection.active and not connection.promised]
 
     def _ready(self, repeatable: bool) -> H2Connection | None:
         """Returns a connection with room for a request."""
-        for connection in self._connections:
-            if connection.session.openable > 0 and connection.usable:
-                if not repeatable and not connection.active:
-                    if is_alive(cast(asyncio.Transport, connection.transport), silent=False):
-                        return connection
-                    connection.close()
-                    continue
+        while True:
+            for connection in self._connections:
+                if connection.session.openable > connection.promised and connection.usable:
+                    break
+            else:
+                return None
+            if repeatable or connection.active:
                 return connection
-        return None
+            if is_alive(cast(asyncio.Transport, connection.transport), silent=False):
+                return connection
+            self._end(connection)
 
     async def _connection(self, ledger: Request | None) -> H2Connection:
         """Waits for a connection with room for a request: a new one, unless there may be no more."""
-        try:
-            async with asyncio.timeout(time_left(ledger, None)):
-                while True:
-                    if self._dialing is None and self._may_dial():
-                        self._dialing = self._loop.create_task(self._open())
-                        # Its error is for those who wait; if none is left, nobody needs to hear of it.
-                        self._dialing.add_done_callback(lambda task: task.cancelled() or task.exception())
-                    if self._dialing is not None:
-                        # Everybody who needs a connection waits for the one that is being opened.
-                        await asyncio.shield(self._dialing)
-                    else:
-                        await self._room()
-                    connection = self._ready(True)
-                    if connection is not None:
-                        return connection
-        except TimeoutError:
-            raise ProxyError("upstream_timeout", "no connection became free in time") from None
+        while True:
+            self._grow()
+            connection = cast(H2Connection, await self._queue.wait(ledger))
+            connection.promised -= 1
+            if connection.session.openable > connection.promised and connection.usable:
+                return connection
 
-    def _may_dial(self) -> bool:
-        # One is always allowed: nobody would ever tell that another endpoint has given up one of its own.
-        if not self._connections:
-            return True
-        # Who takes no streams at all for now takes none on another connection either (RFC 9113 6.5.2).
-        if any(connection.usable and not connection.session.peer_streams for connection in self._connections):
-            return False
-        return self._load.connections < self._load.max_connections
+    def _grow(self) -> None:
+        """Opens a connection if that helps and may be."""
+        if self.may_dial() and self._share.take():
+            self.dial()
 
     async def _open(self) -> None:
-        timeout = self._dial.connect_timeout
         try:
-            connection = await connect(
-                self._dial,
-                self._load,
-                self._metrics,
-                lambda: H2Connection(self._limits, self._dial.keepalive, self._changed, self._deadlines),
-                timeout,
-            )
-            self._connections.append(connection)
+            connection = await self._connect()
+        except ProxyError as error:
+            self._queue.fail(error)
+            return
+        finally:
+            self._dialing = None
+        self._connections.append(connection)
+        self._serve(connection)
+
+    async def _connect(self) -> H2Connection:
+        """Opens a connection and waits for what the peer says of itself."""
+        timeout = self._dial.connect_timeout
+        connection = await connect(
+            self._dial,
+            self._share,
+            self._metrics,
+            lambda: H2Connection(self._limits, self._dial.keepalive, self._changed, self._deadlines),
+            timeout,
+        )
+        try:
             if self._dial.tls is not None and connection.chosen != b"h2":
-                connection.abort()
                 raise WrongProtocol(connection.chosen or b"http/1.1")
             # How many streams there may be, and whether extended CONNECT is understood, is in the peer's settings.
             try:
                 async with asyncio.timeout(timeout):
                     await connection.configured
             except TimeoutError:
-                connection.abort()
                 raise ProxyError("upstream_protocol", "no HTTP/2 settings in time") from None
             if not connection.usable:
                 raise ProxyError("upstream_protocol", "the upstream does not speak HTTP/2")
-        finally:
-            self._dialing = None
-
-    async def _room(self) -> None:
-        load = self._load
-        if load.pending >= load.max_pending:
-            raise ProxyError("overflow", "too many requests wait for a connection")
-        waiter = self._loop.create_future()
-        self._waiting.append(waiter)
-        load.pending += 1
-        try:
-            await waiter
-        finally:
-            load.pending -= 1
-            with suppress(ValueError):
-                self._waiting.remove(waiter)
+        except BaseException:
+            connection.abort()
+            self._metrics.connections.value -= 1
+            self._share.release()
+            raise
+        return connection
 
     def _changed(self, connection: H2Connection) -> None:
         """Requests have ended, the peer's limit moved, or the connection is gone."""
@@ -189,20 +207,37 @@ class H2Transport(httpx.AsyncBaseTransport):
         metrics.received.value += connection.received
         connection.sent = connection.received = 0
         if connection.transport is None:
-            self._load.connections -= 1
-            metrics.connections.value -= 1
-            with suppress(ValueError):
-                self._connections.remove(connection)
-        elif self._closed and not connection.active:
-            connection.close()
-        elif self._sweeper is None and not connection.active:
+            self._end(connection)
+        elif connection in self._connections:
+            self._serve(connection)
+
+    def _serve(self, connection: H2Connection) -> None:
+        """Gives the room on a connection to requests that wait, and takes care of one that serves none."""
+        if self._queue:
+            self._share_out(connection)
+        if connection.active or connection.promised:
+            return
+        gives_way = self._load.waiting and self._load.next_queue(room=True) is not None
+        if self._closed or gives_way or not connection.usable:
+            self._end(connection)
+        elif self._sweeper is None:
             self._sweeper = self._loop.call_later(self._dial.idle_timeout / 2, self._sweep)
-        room = connection.session.openable if connection.usable else len(self._waiting)
-        while self._waiting and room > 0:
-            waiter = self._waiting.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                room -= 1
+
+    def _share_out(self, connection: H2Connection) -> None:
+        queue = self._queue
+        while queue and connection.session.openable > connection.promised and connection.usable:
+            connection.promised += 1
+            queue.hand_over(connection)
+        if queue:
+            self._grow()
+
+    def _end(self, connection: H2Connection) -> None:
+        """Closes a connection without requests, if it is open still, and gives its place to another."""
+        if connection in self._connections:
+            self._connections.remove(connection)
+            self._metrics.connections.value -= 1
+            connection.close()
+            self._share.release()
 
     def _sweep(self) -> None:
         """Closes connections that rested longer than the idle timeout."""
@@ -212,11 +247,30 @@ class H2Transport(httpx.AsyncBaseTransport):
         for connection in list(self._connections):
             if not connection.active:
                 if now - connection.idle_since >= self._dial.idle_timeout:
-                    connection.close()
+                    self._end(connection)
                 else:
                     idle = True
         if idle and not self._closed:
             self._sweeper = self._loop.call_later(self._dial.idle_timeout / 2, self._sweep)
+
+
+class _Streams(Queue[H2Connection]):
+    """The requests that wait for a stream: a connection is opened for all of them."""
+
+    def __init__(self, pool: H2Transport, share: Share, patience: float) -> None:
+        super().__init__(share, patience, pool.take_back)
+        self._pool = pool
+
+    @property
+    def wants(self) -> bool:
+        return self._pool.may_dial()
+
+    @property
+    def opening(self) -> bool:
+        return self._pool.dialing
+
+    def grant(self) -> None:
+        self._pool.dial()
 
 
 def _with_timeout(fields: Headers, seconds: float) -> Headers:

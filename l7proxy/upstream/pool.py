@@ -2,21 +2,18 @@
 
 import asyncio
 import time
-from collections import deque
-from contextlib import suppress
 from typing import cast
 
 import httpx
 
 from l7proxy.core.deadlines import Deadlines
-from l7proxy.core.errors import ProxyError
 from l7proxy.core.message import Request
 from l7proxy.core.outbox import Outbox
 from l7proxy.upstream.dial import (
     IDEMPOTENT,
+    NEVER,
     TICK,
     Dial,
-    Load,
     PoolMetrics,
     WrongProtocol,
     connect,
@@ -27,6 +24,7 @@ from l7proxy.upstream.dial import (
 from l7proxy.upstream.h1 import H1Connection, Unanswered
 from l7proxy.upstream.transport import request_parts, response_for
 from l7proxy.upstream.tunnel import open_tunnel
+from l7proxy.upstream.waiting import Load, Queue, Share
 from l7proxy.wire.framing import Limits
 from l7proxy.wire.h1 import ResponseHead
 
@@ -51,7 +49,8 @@ class H1Transport(httpx.AsyncBaseTransport):
         self._outbox = Outbox(self._loop)
         self._idle: list[H1Connection] = []
         self._open: set[H1Connection] = set()
-        self._waiting: deque[asyncio.Future[H1Connection | None]] = deque()
+        self._share = Share(load, self)
+        self._queue = Queue(self._share, dial.connect_timeout, self._take_back)
         self._sweeper: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -59,7 +58,7 @@ class H1Transport(httpx.AsyncBaseTransport):
         method, target, host, fields, body, ledger = request_parts(request)
         upgrade = None if ledger is None else ledger.upgrade
         if method == b"CONNECT" and ledger is not None:
-            received = await open_tunnel(self._dial, self._load, self._metrics, ledger, body)
+            received = await open_tunnel(self._dial, self._share, self._metrics, ledger, body)
             return response_for(request, 101, [], received)
         idle = self._idle
         connection = None
@@ -71,7 +70,7 @@ class H1Transport(httpx.AsyncBaseTransport):
                 or is_alive(cast(asyncio.Transport, connection.transport))
             ):
                 break
-            connection.close()
+            self._end(connection)
             connection = None
         reused = connection is not None
         if connection is None:
@@ -92,91 +91,104 @@ class H1Transport(httpx.AsyncBaseTransport):
         self.close()
 
     def close(self) -> None:
-        """Ends idle connections now and busy ones after their response."""
+        """Ends idle connections now and busy ones after their response; requests that wait still get one."""
         self._closed = True
-        for connection in self._idle:
-            connection.close()
-        self._idle.clear()
+        while self._idle:
+            self.give_way()
         if self._sweeper is not None:
             self._sweeper.cancel()
 
-    def abort(self) -> None:
-        """Ends every connection at once."""
-        self.close()
-        for connection in list(self._open):
-            connection.abort()
+    # What an upstream asks that needs room.
+
+    @property
+    def resting(self) -> int:
+        return len(self._idle)
+
+    @property
+    def resting_since(self) -> float:
+        return self._idle[0].idle_since if self._idle else NEVER
+
+    def give_way(self) -> None:
+        self._end(self._idle.pop(0))
+
+    # Inside.
 
     async def _connection(self, ledger: Request | None) -> H1Connection:
         """Returns a new connection, or one that is given back meanwhile when there may be no more."""
-        load = self._load
-        while load.connections >= load.max_connections:
-            if load.pending >= load.max_pending:
-                raise ProxyError("overflow", "too many requests wait for a connection")
-            waiter: asyncio.Future[H1Connection | None] = self._loop.create_future()
-            self._waiting.append(waiter)
-            load.pending += 1
-            try:
-                async with asyncio.timeout(time_left(ledger, None)):
-                    given = await waiter
-            except TimeoutError:
-                raise ProxyError("upstream_timeout", "no connection became free in time") from None
-            finally:
-                load.pending -= 1
-                with suppress(ValueError):
-                    self._waiting.remove(waiter)
-            if given is not None and given.usable:
+        while not self._share.take():
+            given = await self._queue.wait(ledger)
+            if given is None:
+                break
+            if given.usable:
                 return given
         return await self._connect(time_left(ledger, self._dial.connect_timeout))
 
     async def _connect(self, timeout: float | None) -> H1Connection:
         connection = await connect(
             self._dial,
-            self._load,
+            self._share,
             self._metrics,
             lambda: H1Connection(self._limits, self._done, self._deadlines, self._known, self._outbox),
             timeout,
         )
         self._open.add(connection)
         if connection.chosen == b"h2":
-            connection.abort()
+            self._end(connection)
             raise WrongProtocol(b"h2")
         return connection
 
     def _done(self, connection: H1Connection, reusable: bool) -> None:
         """Takes a connection back, or learns that it has ended."""
         if not reusable:
-            if connection in self._open:
-                self._open.discard(connection)
-                self._load.connections -= 1
-                self._metrics.connections.value -= 1
-                if connection.surplus:
-                    self._metrics.surplus.value += 1
-                self._count(connection)
-                with suppress(ValueError):
-                    self._idle.remove(connection)
-            self._wake(None)
-        elif self._closed:
-            connection.close()
-        elif not (self._waiting and self._wake(connection)):
+            if connection in self._idle:
+                self._idle.remove(connection)
+            self._end(connection)
+        elif self._closed or self._load.waiting:
+            self._pass_on(connection)
+        else:
+            self._rest(connection)
+
+    def _pass_on(self, connection: H1Connection) -> None:
+        """Gives a free connection to a request that waits for one, or its place to one at another endpoint."""
+        queue = self._queue
+        if connection.usable:
+            if queue and not self._load.owes_other(queue):
+                queue.hand_over(connection)
+                return
+            if not self._closed and self._load.next_queue(room=True) is None:
+                self._rest(connection)
+                return
+        self._end(connection)
+
+    def _take_back(self, connection: H1Connection) -> None:
+        if connection.usable:
+            self._done(connection, True)
+        else:
+            self._end(connection)
+
+    def _rest(self, connection: H1Connection) -> None:
+        self._count(connection)
+        connection.idle_since = time.monotonic()
+        self._idle.append(connection)
+        if self._sweeper is None:
+            self._sweeper = self._loop.call_later(self._dial.idle_timeout / 2, self._sweep)
+
+    def _end(self, connection: H1Connection) -> None:
+        """Closes a connection, if it is open still, and gives its place to another."""
+        connection.close()
+        if connection in self._open:
+            self._open.discard(connection)
+            self._metrics.connections.value -= 1
+            if connection.surplus:
+                self._metrics.surplus.value += 1
             self._count(connection)
-            connection.idle_since = time.monotonic()
-            self._idle.append(connection)
-            if self._sweeper is None:
-                self._sweeper = self._loop.call_later(self._dial.idle_timeout / 2, self._sweep)
+            self._share.release()
 
     def _count(self, connection: H1Connection) -> None:
         metrics = self._metrics
         metrics.sent.value += connection.sent
         metrics.received.value += connection.received
         connection.sent = connection.received = 0
-
-    def _wake(self, connection: H1Connection | None) -> bool:
-        while self._waiting:
-            waiter = self._waiting.popleft()
-            if not waiter.done():
-                waiter.set_result(connection)
-                return True
-        return False
 
     def _sweep(self) -> None:
         """Closes connections that rested longer than their idle timeout; the oldest are in front."""
@@ -188,7 +200,7 @@ class H1Transport(httpx.AsyncBaseTransport):
             # Half of what the peer says (RFC 9112 9.3): its clock started before ours.
             timeout = limit if connection.idle_timeout is None else min(limit, connection.idle_timeout / 2)
             if now - connection.idle_since >= timeout or not connection.usable:
-                connection.close()
+                self._end(connection)
             else:
                 kept.append(connection)
         self._idle[:] = kept

@@ -8,7 +8,8 @@ from l7proxy.core.buffers import BufferAccount
 from l7proxy.core.errors import ProxyError
 from l7proxy.core.message import Body, Request
 from l7proxy.core.stream import HIGH_WATER, Stream
-from l7proxy.upstream.dial import Dial, Expiring, Load, PoolMetrics, connect, time_left
+from l7proxy.upstream.dial import Dial, Expiring, PoolMetrics, connect, time_left
+from l7proxy.upstream.waiting import Queue, Share
 
 
 class Tunnel(Expiring):
@@ -103,17 +104,20 @@ class Tunnel(Expiring):
             self.transport.abort()
 
 
-async def open_tunnel(dial: Dial, load: Load, metrics: PoolMetrics, ledger: Request, body: Body) -> Stream:
+async def open_tunnel(dial: Dial, share: Share, metrics: PoolMetrics, ledger: Request, body: Body) -> Stream:
     """Opens a tunnel to an endpoint for the bytes of `body`, and returns what the endpoint says. Raises ProxyError."""
-    if load.connections >= load.max_connections:
-        raise ProxyError("overflow", "too many connections are open")
+    opened = False
 
     def ended() -> None:
-        load.connections -= 1
-        metrics.connections.value -= 1
+        if opened:
+            share.release()
+            metrics.connections.value -= 1
 
+    if not share.take():
+        await Queue[Tunnel](share, dial.connect_timeout).wait(ledger)
     tunnel = await connect(
-        dial, load, metrics, lambda: Tunnel(ended, ledger.account), time_left(ledger, dial.connect_timeout)
+        dial, share, metrics, lambda: Tunnel(ended, ledger.account), time_left(ledger, dial.connect_timeout)
     )
+    opened = True
     tunnel.begin(cast(Stream, body))
     return tunnel.received
