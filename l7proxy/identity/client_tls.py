@@ -62,7 +62,7 @@ class ClientTls(Side):
         """Opens a connection (`host=, port=` or `path=`) and returns it once the server has proved who it is.
 
         Raises Refused or another OSError. In TLS 1.3 the server may still refuse us after this: the protocol then loses
-        its connection with the Refused that says so.
+        its connection with the Unwanted that says so.
         """
         attempt = _Attempt(self, make, tuple(where.values()))
         if "path" in where:

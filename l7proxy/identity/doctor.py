@@ -5,7 +5,7 @@ import time
 from cryptography import x509
 
 from l7proxy.identity.material import describe, lifetime_problem
-from l7proxy.identity.refusal import Reason, Refused
+from l7proxy.identity.refusal import Reason, Refused, Unwanted
 
 # What follows are X509_V_ERR_* numbers, which are part of OpenSSL's interface and do not change.
 _VERIFY: dict[int, tuple[Reason, str]] = {
@@ -47,29 +47,38 @@ _REASONS: tuple[tuple[str, Reason, str], ...] = (
     ("certificate verify failed", "bad_certificate", "the peer's certificate cannot be trusted"),
     ("excessive message size", "bad_certificate", "the peer's certificates are larger than 100 KiB"),
 )
-_ALERTS = {
-    "unknown ca": "it does not know the CA of our certificate",
+# What a peer says of our certificate, or of its absence.
+_VERDICTS = {
+    "unknown ca": "it does not know the CA of our certificate, {ours}",
     "certificate required": "it wants a client certificate and we showed none",
-    "bad certificate": "it does not accept our certificate",
-    "certificate expired": "it says that our certificate has expired",
-    "certificate revoked": "it says that our certificate was revoked",
-    "certificate unknown": "it does not accept our certificate",
-    "unsupported certificate": "it does not accept certificates of our kind",
+    "bad certificate": "it does not accept our certificate, {ours}",
+    "certificate expired": "it says that our certificate has expired, {ours}",
+    "certificate revoked": "it says that our certificate was revoked, {ours}",
+    "certificate unknown": "it does not accept our certificate, {ours}",
+    "unsupported certificate": "it does not accept certificates of our kind, {ours}",
+    "access denied": "it denies access to our certificate, {ours}",
+    "decrypt error": "it found no proof that we hold the key of our certificate, {ours}",
     "handshake failure": "it found nothing that both sides allow, or wants a client certificate",
+}
+_ALERTS = {
+    **_VERDICTS,
     "protocol version": "it speaks no TLS version that is allowed here",
     "no application protocol": "it speaks none of the protocols that we offer (ALPN)",
     "unrecognized name": "it does not serve the name that we asked for (SNI)",
-    "access denied": "it denies us access",
 }
 
 
-def explain_failure(reasons: list[str], server: bool) -> Refused:
-    """Returns the refusal that OpenSSL's reason texts stand for."""
+def explain_failure(reasons: list[str], server: bool, own: bytes = b"", first: bool = False) -> Refused:
+    """Returns the refusal that OpenSSL's reason texts stand for.
+
+    `own` is the certificate that we showed (DER), which a peer may have refused. The `first` word of a server after the
+    handshake can be its verdict on it (`Unwanted`).
+    """
     text = "; ".join(reasons)
     for part, reason, sentence in _REASONS:
         if part in text:
             if reason == "peer_refused":
-                return _refused_by_peer(text, server)
+                return _refused_by_peer(text, server, own, first)
             if reason == "not_tls" and not server:
                 # A server that answers a ClientHello with something else is, nearly always, one for plain HTTP.
                 return Refused("plain_text", _PLAIN)
@@ -94,9 +103,20 @@ def explain_verify(error: int, der: bytes, server: bool) -> Refused:
     )
 
 
-def _refused_by_peer(text: str, server: bool) -> Refused:
+def _refused_by_peer(text: str, server: bool, own: bytes, first: bool) -> Refused:
     for alert, meaning in _ALERTS.items():
         if alert in text:
-            return Refused("peer_refused", f"the peer refused the handshake: {meaning} ({alert})")
+            kind = Unwanted if first and alert in _VERDICTS else Refused
+            meaning = meaning.format(ours=_describe_own(own))
+            return kind("peer_refused", f"the peer refused the handshake: {meaning} ({alert})")
     who = "client" if server else "server"
     return Refused("peer_refused", f"the {who} refused the handshake: {text}")
+
+
+def _describe_own(der: bytes) -> str:
+    if not der:
+        return "which we did not show"
+    certificate = x509.load_der_x509_certificate(der)
+    problem = lifetime_problem(certificate, time.time())
+    issuer = certificate.issuer.rfc4514_string() or "an issuer without a name"
+    return problem or f"{describe(certificate)} signed by {issuer}"

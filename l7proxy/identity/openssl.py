@@ -123,6 +123,12 @@ class Handle:
         return str(_ffi.string(name).decode("latin-1")) if name != _ffi.NULL else ""
 
     @property
+    def own(self) -> bytes:
+        """The certificate that we show in DER, b"" if we have none."""
+        own = _lib.SSL_get_certificate(self.ssl)
+        return b"" if own == _ffi.NULL else _der(own)
+
+    @property
     def leaf(self) -> bytes:
         """The certificate that the peer showed in DER, b"" if it showed none."""
         leaf = _lib.SSL_get_peer_certificate(self.ssl)

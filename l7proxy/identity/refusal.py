@@ -16,3 +16,11 @@ class Refused(ConnectionError):
         self.reason = reason
         self.detail = detail
         super().__init__(detail)
+
+
+class Unwanted(Refused):
+    """The peer refused our certificate in the first bytes that it sent after the handshake: it has read nothing more.
+
+    In TLS 1.3 the server judges the client once the client's side of the handshake is done (RFC 8446 4.4.2.4), and
+    what the client has sent by then is thrown away.
+    """

@@ -4,7 +4,9 @@
 """
 
 import asyncio
+import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Protocol, cast
 
 from l7proxy.core.peer import ANONYMOUS, Peer
@@ -92,6 +94,9 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         # Bytes that the record under way still lacks; 0 at the end of one, -1 where that is not known.
         self._lacks = 0
         self._told = False
+        self._first = False
+        """Whether what is being read is all that the server has sent since the handshake, in one record."""
+        self._witness: socket.socket | None = None
 
     # The protocol of the TCP transport.
 
@@ -115,6 +120,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         return self._ended and self._half
 
     def connection_lost(self, error: Exception | None) -> None:
+        self._hear_last_words()
         self.tcp = None
         self._closing = True
         self._waiting = None
@@ -258,7 +264,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             # The alert that says why leaves before the connection ends.
             self._flush()
             if error != WANT_READ:
-                self._fail(self.refusal or explain_failure(openssl.errors(), self.role.server))
+                self._fail(self._explain())
                 self.close()
             return
         handle = self.handle
@@ -280,6 +286,8 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             self._timer = None
         self._inner = inner
         self._bind(inner.data_received)
+        if handle.version == openssl.TLS1_3 and not self.role.server and not self.resumed:
+            self._await_verdict()
         inner.connection_made(self)
         # Requests may have come with the end of the handshake.
         self.data_received(b"")
@@ -335,8 +343,11 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             if size == SIZE:
                 flush()
 
-        self.data_received = data_received  # type: ignore[method-assign]
         self.write = write  # type: ignore[method-assign]
+        self._receive_by(data_received)
+
+    def _receive_by(self, receive: Callable[[bytes], None]) -> None:
+        self.data_received = receive  # type: ignore[assignment, method-assign]
         if self.tcp is not None:
             # uvloop looks the method up once.
             self.tcp.set_protocol(self)
@@ -354,6 +365,44 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             self.tcp.resume_reading()
             self.data_received(b"")
 
+    def _await_verdict(self) -> None:
+        """Has the first bytes looked at: the server may refuse our certificate after the handshake is done for us.
+
+        Session tickets or an answer say that it was accepted. An alert that comes along with other records is no
+        verdict: when in doubt, the server has read what we sent.
+        """
+        with suppress(OSError):
+            self._witness = self.get_extra_info("socket").dup()
+        receive = self.data_received
+        seen = b""
+
+        def receive_first(data: bytes) -> None:
+            nonlocal seen
+            seen += data
+            if len(seen) > 5 and len(seen) >= (record := 5 + (seen[3] << 8 | seen[4])):
+                self._receive_by(receive)
+                self._first = len(seen) == record
+                witness, self._witness = self._witness, None
+                if witness is not None:
+                    witness.close()
+            receive(data)
+            self._first = False
+
+        self._receive_by(receive_first)
+
+    def _hear_last_words(self) -> None:
+        """Reads the verdict that came before the connection broke.
+
+        Who refuses us closes without reading what we have sent meanwhile. The kernel then fails our writes, and the
+        event loop closes the socket for it, though the alert lies there unread.
+        """
+        witness, self._witness = self._witness, None
+        if witness is not None:
+            self.__dict__.pop("write", None)
+            self._send = _discard
+            with witness, suppress(OSError):
+                self.data_received(witness.recv(SIZE, socket.MSG_DONTWAIT))
+
     def _end(self, error: int) -> None:
         """Nothing more can be read: the peer said so, or what it sent makes no sense."""
         if self._closing or self._ended or self._inner is None:
@@ -368,11 +417,14 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
 
     def _break(self) -> None:
         """Ends a connection on which TLS itself failed."""
-        self.refusal = self.refusal or explain_failure(openssl.errors(), self.role.server)
+        self.refusal = self._explain()
         self._closing = True
         self._flush()
         if self.tcp is not None:
             self.tcp.close()
+
+    def _explain(self) -> Refused:
+        return self.refusal or explain_failure(openssl.errors(), self.role.server, self.handle.own, self._first)
 
     def _flush(self) -> None:
         while (size := _bio_read(self._out, BUFFER, SIZE)) > 0:
@@ -388,6 +440,10 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             self._timer.cancel()
             self._timer = None
         self.role.failed(self, refusal)
+
+
+def _discard(data: bytes | bytearray | memoryview) -> None:
+    """Takes the place of `write` on a connection that has ended."""
 
 
 def _missing(data: bytes, missing: int) -> int:

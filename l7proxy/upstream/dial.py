@@ -17,6 +17,7 @@ from l7proxy.core.message import Body, Request
 from l7proxy.core.pacing import PacedProtocol
 from l7proxy.core.stats import Counter, Gauge
 from l7proxy.identity.client_tls import ClientTls
+from l7proxy.identity.refusal import Unwanted
 from l7proxy.upstream.waiting import Share
 
 IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
@@ -37,11 +38,20 @@ class WrongProtocol(ProxyError):
 class Expiring(PacedProtocol):
     """A connection to an upstream; none is used for a new request after `expires` (monotonic seconds).
 
-    `chosen` is what ALPN settled on, b"" for nothing.
+    `where` is the endpoint, `chosen` what ALPN settled on, b"" for nothing. `lost` tells that it has ended, and
+    `refusal` that the upstream refused our certificate once the connection was open for us: it has read nothing of a
+    request.
     """
 
+    lost = False
+    where = ""
     expires = NEVER
     chosen = b""
+    refusal: Unwanted | None = None
+
+    def not_admitted(self, refusal: Unwanted) -> ProxyError:
+        """Returns what a request gets whose connection was refused so."""
+        return ProxyError("upstream_connect", f"{self.where}: {refusal.detail}")
 
 
 Connection = TypeVar("Connection", bound=Expiring)
@@ -78,22 +88,24 @@ async def connect(
     dial: Dial, share: Share, metrics: PoolMetrics, make: Callable[[], Connection], timeout: float | None
 ) -> Connection:
     """Opens a connection that `share` counts already; one that cannot be opened is released. Raises ProxyError."""
+    where = dial.path or f"{dial.host}:{dial.port}"
     try:
         if not descriptors.below(descriptors.dial_ceiling()):
             raise ProxyError("overflow", "the process has no file descriptor to spare")
         async with asyncio.timeout(timeout):
             if loops.listening.on_port(dial.port) and not dial.path:
-                transport, connection = await _elsewhere(dial, make)
+                connection = await _elsewhere(dial, make)
             else:
-                transport, connection = await _open(dial, dial.host, make)
-        if transport.is_closing():
-            # It has ended before anybody counted on being told so.
-            raise ConnectionResetError("closed at once")
+                connection = await _open(dial, dial.host, make)
+        connection.where = where
+        if connection.lost:
+            # Before anybody counted on being told so.
+            raise connection.refusal or ConnectionResetError("closed at once")
     except (OSError, TimeoutError) as error:
         share.release()
         metrics.connect_failures.value += 1
         why = "timed out" if isinstance(error, TimeoutError) else (error.strerror or str(error))
-        raise ProxyError("upstream_connect", f"{dial.path or f'{dial.host}:{dial.port}'}: {why}") from error
+        raise ProxyError("upstream_connect", f"{where}: {why}") from error
     except BaseException:
         share.release()
         raise
@@ -102,22 +114,21 @@ async def connect(
     return connection
 
 
-async def _open(dial: Dial, host: str, make: Callable[[], Connection]) -> tuple[asyncio.BaseTransport, Connection]:
+async def _open(dial: Dial, host: str, make: Callable[[], Connection]) -> Connection:
     """Opens one connection to a host. Raises OSError."""
     loop = asyncio.get_running_loop()
-    transport: asyncio.BaseTransport
     if dial.tls is not None:
         transport, connection = await dial.tls.connect(make, host=host, port=dial.port)
         connection.chosen = transport.protocol
         connection.expires = time.monotonic() + dial.tls.identity.lifetime(transport.peer)
     elif dial.path:
-        transport, connection = await loop.create_unix_connection(make, dial.path)
+        _, connection = await loop.create_unix_connection(make, dial.path)
     else:
-        transport, connection = await loop.create_connection(make, host, dial.port)
-    return transport, connection
+        _, connection = await loop.create_connection(make, host, dial.port)
+    return connection
 
 
-async def _elsewhere(dial: Dial, make: Callable[[], Connection]) -> tuple[asyncio.BaseTransport, Connection]:
+async def _elsewhere(dial: Dial, make: Callable[[], Connection]) -> Connection:
     """Opens one connection to a port that we listen on ourselves, unless it is on one of our own addresses.
 
     It is opened to the very addresses that were looked at: the next answer about a name may be another one. Raises

@@ -15,6 +15,7 @@ from l7proxy.core.headers import Headers, tokens, without
 from l7proxy.core.message import Body, Request
 from l7proxy.core.outbox import Corked, Outbox
 from l7proxy.core.stream import HIGH_WATER, Stream
+from l7proxy.identity.refusal import Unwanted
 from l7proxy.identity.transport import TlsTransport
 from l7proxy.upstream.dial import Expiring, head_deadline
 from l7proxy.wire.framing import UNTIL_CLOSE, Limits, Malformed
@@ -201,6 +202,7 @@ class H1Connection(Expiring):
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
+        self.lost = True
         self.transport = None
         if self._drained is not None:
             self._drained.cancel()
@@ -211,8 +213,12 @@ class H1Connection(Expiring):
                 self._hear_last_words(witness)
             witness.close()
         waiter, stream = self._waiter, self._stream
+        if isinstance(error, Unwanted) and not self.received:
+            self.refusal = error
         if waiter is not None and not waiter.done():
-            if self._touched:
+            if self.refusal is not None:
+                waiter.set_exception(self.not_admitted(self.refusal))
+            elif self._touched:
                 waiter.set_exception(ProxyError("upstream_reset", "closed inside the response head"))
             else:
                 waiter.set_exception(Unanswered(f"closed before a response: {error or 'end of stream'}"))

@@ -10,6 +10,7 @@ from l7proxy.core.errors import ProxyError
 from l7proxy.core.headers import Headers, find, tokens
 from l7proxy.core.message import Body, Request
 from l7proxy.core.stream import HIGH_WATER
+from l7proxy.identity.refusal import Unwanted
 from l7proxy.upstream.dial import Expiring
 from l7proxy.upstream.h1 import Unanswered
 from l7proxy.upstream.h2_call import H2Call, Unprocessed, error_of
@@ -209,7 +210,10 @@ class H2Connection(Expiring):
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
+        self.lost = True
         self.transport = None
+        if isinstance(error, Unwanted) and not self.received:
+            self.refusal = error
         self.session.ended = True
         if self._timer is not None:
             self._timer.cancel()

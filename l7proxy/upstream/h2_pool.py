@@ -191,6 +191,9 @@ class H2Transport(httpx.AsyncBaseTransport):
                     await connection.configured
             except TimeoutError:
                 raise ProxyError("upstream_protocol", "no HTTP/2 settings in time") from None
+            if connection.refusal is not None:
+                self._metrics.connect_failures.value += 1
+                raise connection.not_admitted(connection.refusal)
             if not connection.usable:
                 raise ProxyError("upstream_protocol", "the upstream does not speak HTTP/2")
         except BaseException:

@@ -181,6 +181,8 @@ class H1Transport(httpx.AsyncBaseTransport):
             self._metrics.connections.value -= 1
             if connection.surplus:
                 self._metrics.surplus.value += 1
+            if connection.refusal is not None:
+                self._metrics.connect_failures.value += 1
             self._count(connection)
             self._share.release()
 

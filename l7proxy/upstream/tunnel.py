@@ -44,6 +44,7 @@ class Tunnel(Expiring):
         return self.transport is not None and self.transport.can_write_eof() and not self._sent
 
     def connection_lost(self, error: Exception | None) -> None:
+        self.lost = True
         self.transport = None
         if error is None:
             self.received.end()
