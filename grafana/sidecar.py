@@ -63,6 +63,7 @@ def _connections() -> list[Panel]:
             query(by_listener("l7proxy_downstream_accepted_total"), "{{listener}}"),
             query(total(rate("l7proxy_upstream_connects_total", INSTANCE)), "to upstreams"),
             query(by_listener("l7proxy_accept_paused_total"), "{{listener}} paused at a limit"),
+            query(by_listener("l7proxy_downstream_cut_total"), "{{listener}} cut for their memory"),
             width=6,
         ),
         lines(

@@ -146,6 +146,9 @@ class H2Protocol(PacedProtocol):
 
     def _begin_exchanges(self, begun: list[H2Exchange]) -> None:
         if self._waiting or self.account.full:
+            for exchange in begun:
+                # What it brought counts from now on.
+                exchange.prepare()
             self._waiting += begun
         else:
             for exchange in begun:

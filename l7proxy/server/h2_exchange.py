@@ -98,13 +98,15 @@ class H2Exchange:
 
     def begin(self) -> None:
         """Everything that came with the head is there: runs the application."""
-        if self._early is not None:
-            self.begin_body(self._early)
+        self.prepare()
         task = self.task = Drive(self.run(), self.connection.listener.loop)
         task.start()
 
-    def begin_body(self, early: list[bytes]) -> None:
-        """Takes what came with the head: a whole body, or the first of one that is still on its way."""
+    def prepare(self) -> None:
+        """Makes a body of what came with the head, whole or the first of one that is still on its way."""
+        early = self._early
+        if early is None:
+            return
         connection = self.connection
         stream = self.stream
         self._early = None
