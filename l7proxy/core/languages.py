@@ -5,7 +5,7 @@ An expression is read as `core.patterns` has RE2 read it: over bytes, `.` being 
 when its bytes lead from `first` through `follow` to one of `last`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
@@ -67,6 +67,21 @@ def one_of(data: Iterable[int]) -> Bytes:
 def literal(data: bytes) -> Node:
     """Returns exactly these bytes."""
     return Seq(tuple(Bytes(1 << byte) for byte in data))
+
+
+def either(nodes: Sequence[Node]) -> Node:
+    """Returns a word of any of the nodes; what all begin and end with is written once, for fewer positions to track."""
+    if len(nodes) == 1:
+        return nodes[0]
+    rests = [node.parts if isinstance(node, Seq) else (node,) for node in nodes]
+    shortest = min(map(len, rests))
+    same = [len(set(column)) == 1 for column in zip(*rests, strict=False)]
+    head = (*same, False).index(False)
+    same = [len(set(column)) == 1 for column in zip(*map(reversed, rests), strict=False)]
+    tail = min((*same, False).index(False), shortest - head)
+    middle = Either(tuple(Seq(rest[head : len(rest) - tail]) for rest in rests))
+    first = rests[0]
+    return Seq((*first[:head], middle, *first[len(first) - tail :]))
 
 
 def only_word(node: Node) -> bytes | None:
@@ -173,7 +188,7 @@ class _Reader:
         while self._takes(b"|"):
             parts.append(self._sequence(outermost))
         self.folds = folds
-        return parts[0] if len(parts) == 1 else Either(tuple(parts))
+        return either(parts)
 
     def _sequence(self, outermost: bool) -> Node:
         # The whole text is matched anyway: at its ends an anchor says nothing.

@@ -134,6 +134,12 @@ def test_too_many_classes_are_not_waited_for() -> None:
         partition(languages, [Language(ANYTHING)], [(bytes((byte,)),) for byte in b"abcd"])
 
 
+def test_alternatives_between_the_same_beginning_and_end_are_not_remembered_apart() -> None:
+    pattern = "|".join(f"(?:.*/ns/team{number}/.*)" for number in range(100))
+    classes = partition({pattern: Language(expression(pattern))}, EVERY)
+    assert {found.of for found in classes} == {frozenset(), frozenset({pattern})}
+
+
 def test_one_of_is_any_of_its_bytes() -> None:
     classes = partition({"it": Language(one_of(b"xy"))}, [Language(expression("."))])
     assert {(found.word, bool(found.of)) for found in classes} == {(b"a", False), (b"x", True)}
