@@ -6,7 +6,7 @@ the root namespace `istio-system`, and their selector matches `service.labels`.
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from msgspec import structs
 
@@ -16,9 +16,12 @@ from l7proxy.config.istio_scope import in_scope, is_port, selects
 from l7proxy.config.model import Model, Resource
 from l7proxy.core.errors import ConfigError, Problem
 from l7proxy.core.fields import network
+from l7proxy.core.patterns import check
 from l7proxy.filters.authorizer import Attribute, Clause, Rule, RuleSet, check_header, check_path, is_of_mesh
 
 Group = tuple[tuple[Clause, ...], ...]
+Name = Attribute | Literal["serviceAccount"]
+"""What a policy names; a service account is compared as a `principalRegex`."""
 
 _PATTERN = re.compile(r"\*|\*?[^*]+|[^*]+\*")
 _TEMPLATED = re.compile(r"\{\*\*?\}")
@@ -29,7 +32,7 @@ _LATER: dict[str, str] = {
     "destination.ip": "the address that a caller dialled is not known for certain",
     "connection.sni": "names in TLS are not matched",
 }
-_KEYS: dict[str, Attribute] = {
+_KEYS: dict[str, Name] = {
     "source.ip": "peerIP",
     "remote.ip": "clientIP",
     "source.namespace": "namespace",
@@ -38,7 +41,7 @@ _KEYS: dict[str, Attribute] = {
     "source.trustDomain": "trustDomain",
     "destination.port": "port",
 }
-_SOURCE: tuple[tuple[str, Attribute], ...] = (
+_SOURCE: tuple[tuple[str, Name], ...] = (
     ("principals", "principal"),
     ("namespaces", "namespace"),
     ("service_accounts", "serviceAccount"),
@@ -46,7 +49,7 @@ _SOURCE: tuple[tuple[str, Attribute], ...] = (
     ("ip_blocks", "peerIP"),
     ("remote_ip_blocks", "clientIP"),
 )
-_OPERATION: tuple[tuple[str, Attribute], ...] = (
+_OPERATION: tuple[tuple[str, Name], ...] = (
     ("hosts", "host"),
     ("ports", "port"),
     ("methods", "method"),
@@ -189,6 +192,26 @@ def _check_template(path: str) -> None:
         raise ValueError(f"{path!r}: no template comes after {{**}}")
 
 
+def _namespace_expression(value: str) -> str:
+    """Returns the expression of istiod's `srcNamespaceGenerator`; raises ValueError for one that Envoy refuses."""
+    return _expression(value, ".*/ns/{}/.*".format(value.replace("*", ".*")))
+
+
+def _account_expression(value: str) -> str:
+    """Returns the expression of istiod's `serviceAccountRegex`; raises ValueError for one that Envoy refuses."""
+    namespace, _, account = value.partition("/")
+    return _expression(value, f"spiffe://.+/ns/{namespace}/(.+/|)sa/{account}(/.+)?")
+
+
+def _expression(value: str, pattern: str) -> str:
+    # As in Istio, nothing in the value is escaped.
+    try:
+        check(pattern)
+    except ValueError as error:
+        raise ValueError(f"{value!r} makes no regular expression, as which Istio reads it: {error}") from None
+    return pattern
+
+
 def _names_accounts(source: Source) -> bool:
     return bool(source.service_accounts or source.not_service_accounts)
 
@@ -206,9 +229,7 @@ class _Reader:
         self._namespace = namespace
         self._problems = problems
 
-    def block(
-        self, block: Source | Operation, table: tuple[tuple[str, Attribute], ...], path: str
-    ) -> tuple[Clause, ...]:
+    def block(self, block: Source | Operation, table: tuple[tuple[str, Name], ...], path: str) -> tuple[Clause, ...]:
         """Returns the clauses of a source or an operation."""
         if isinstance(block, Source) and (block.request_principals or block.not_request_principals):
             self._wrong(path, "requestPrincipals: JWT authentication is not supported yet")
@@ -232,7 +253,7 @@ class _Reader:
     def condition(self, entry: Condition, path: str) -> Iterator[Clause]:
         """Yields the clauses of one condition."""
         header = _HEADER.fullmatch(entry.key)
-        attribute: Attribute | None = "headerField" if header else _KEYS.get(entry.key)
+        attribute: Name | None = "headerField" if header else _KEYS.get(entry.key)
         if attribute is None:
             why = next((why for start, why in _LATER.items() if entry.key.startswith(start)), "there is no such key")
             self._wrong(f"{path}.key", f"{entry.key!r}: {why}")
@@ -249,7 +270,7 @@ class _Reader:
             if values:
                 yield self._clause(attribute, values, negated, path, header[1].lower() if header else "")
 
-    def _clause(self, attribute: Attribute, values: Texts, negated: bool, path: str, key: str = "") -> Clause:
+    def _clause(self, attribute: Name, values: Texts, negated: bool, path: str, key: str = "") -> Clause:
         checked = []
         for value in values:
             try:
@@ -273,16 +294,18 @@ class _Reader:
                 if attribute == "path":
                     _check_template(value)
                     check_path(value)
+                elif attribute == "namespace":
+                    value = _namespace_expression(value)
+                elif attribute == "serviceAccount":
+                    value = _account_expression(value if "/" in value else f"{self._namespace}/{value}")
             except ValueError as error:
                 self._wrong(path, str(error))
                 continue
-            if attribute == "serviceAccount" and "/" not in value:
-                value = f"{self._namespace}/{value}"
             checked.append(str(int(value)) if attribute == "port" else value)
-        attribute, found = self._reading(attribute, checked, negated)
-        return Clause(attribute, tuple(found), negated, key)
+        read_as, found = self._reading(attribute, checked, negated)
+        return Clause(read_as, tuple(found), negated, key)
 
-    def _reading(self, attribute: Attribute, values: list[str], negated: bool) -> tuple[Attribute, list[str]]:
+    def _reading(self, attribute: Name, values: list[str], negated: bool) -> tuple[Attribute, list[str]]:
         """Returns the attribute that these values are compared with, and the values as they are compared.
 
         Where Istio compares less than we know of a request, the narrower reading lets through and the wider denies.
@@ -296,6 +319,8 @@ class _Reader:
             return "identity", ["*"]
         if attribute == "principal" and any(map(is_of_mesh, values)):
             return "meshPrincipal", values
+        if attribute == "namespace" or attribute == "serviceAccount":
+            return "principalRegex", values
         return attribute, values
 
     def _wrong(self, path: str, message: str) -> None:

@@ -15,14 +15,14 @@ from msgspec import Struct
 from l7proxy.core.address import address_of, network_of
 from l7proxy.core.headers import joined, spellings
 from l7proxy.core.message import Request
-from l7proxy.core.patterns import whole
+from l7proxy.core.patterns import Patterns, whole
 from l7proxy.wire.authority import host_of, port_of
 from l7proxy.wire.fields import DROPPED
 from l7proxy.wire.framing import Malformed
 from l7proxy.wire.path import normalise, reading, spelled
 
 Attribute = Literal[
-    "identity", "principal", "meshPrincipal", "namespace", "serviceAccount", "trustDomain", "peerIP", "clientIP",
+    "identity", "principal", "meshPrincipal", "principalRegex", "namespace", "trustDomain", "peerIP", "clientIP",
     "anyIP", "method", "path", "host", "authority", "port", "header", "headerField",
 ]  # fmt: skip
 Outcome = Literal["ALLOW", "DENY"]
@@ -42,9 +42,10 @@ class Clause(Struct, frozen=True):
     Paths are compared as applications read them (`wire.path.reading`), hosts as the router does. Addresses are blocks.
     `key` is the name of a header.
 
-    Three attributes are what Envoy compares for Istio: `authority` is host and port as they were sent, without regard
-    to case; `headerField` all values of a header joined by commas, where `*` is any that is there, even empty; and of a
-    `meshPrincipal` the trust domain `cluster.local` is ours too.
+    Four attributes are what Envoy compares for Istio: `authority` is host and port as they were sent, without regard
+    to case; `headerField` all values of a header joined by commas, where `*` is any that is there, even empty; of a
+    `meshPrincipal` the trust domain `cluster.local` is ours too; and the values of a `principalRegex` are regular
+    expressions that match the caller's whole SPIFFE ID.
     """
 
     attribute: Attribute
@@ -266,10 +267,8 @@ def _reader(attribute: Attribute, key: str, port: int, trust_domain: Callable[[]
 _READERS: dict[str, Callable[[Request], Any]] = {
     "identity": lambda request: request.peer.identity,
     "principal": lambda request: request.peer.uri[9:],
+    "principalRegex": lambda request: request.peer.uri,
     "namespace": lambda request: request.peer.namespace,
-    "serviceAccount": lambda request: (
-        f"{request.peer.namespace}/{request.peer.service_account}" if request.peer.service_account else ""
-    ),
     "trustDomain": lambda request: request.peer.trust_domain,
     "peerIP": lambda request: request.source,
     "clientIP": lambda request: request.forwarded or request.source,
@@ -293,6 +292,8 @@ def _finder(attribute: Attribute, patterns: dict[str, int]) -> Callable[[Any], i
         return _field_finder(patterns)
     if attribute == "meshPrincipal":
         return _principal_finder(patterns)
+    if attribute == "principalRegex":
+        return _expression_finder(patterns)
     return _text_finder(attribute, patterns)
 
 
@@ -372,6 +373,21 @@ def _principal_finder(patterns: dict[str, int]) -> Callable[[Any], int]:
     def find(value: tuple[str, bool]) -> int:
         principal, is_ours = value
         return whole_principal(principal) | (of_mesh(principal.partition("/")[2]) if is_ours else 0)
+
+    return find
+
+
+def _expression_finder(patterns: dict[str, int]) -> Callable[[Any], int]:
+    expressions, rows = Patterns(), list(patterns.values())
+    for pattern in patterns:
+        expressions.add(pattern)
+    expressions.seal()
+
+    def find(value: str) -> int:
+        found = 0
+        for index in expressions.match(value.encode()):
+            found |= rows[index]
+        return found
 
     return find
 

@@ -66,7 +66,7 @@ _ATTRIBUTES: dict[str, Dimension] = {
     "peerIP": ADDRESS,
     "clientIP": ADDRESS,
     "anyIP": ADDRESS,
-    **dict.fromkeys(("identity", "principal", "namespace", "serviceAccount", "trustDomain"), IDENTITY),
+    **dict.fromkeys(("identity", "principal", "namespace", "trustDomain"), IDENTITY),
 }
 
 
@@ -89,6 +89,10 @@ def of_conditions(match: Match) -> Iterable[Matcher]:
 
 def of_clause(clause: Clause) -> Iterable[Matcher]:
     """Yields the matchers of a clause of an authorization rule; raises Undecided."""
+    if clause.attribute == "principalRegex":
+        # One for all values: an ID may match several expressions, and each set of them would be a class.
+        yield Matcher(IDENTITY, "regex", "|".join(f"(?:{value})" for value in clause.values))
+        return
     for value in clause.values:
         if clause.attribute == "host":
             yield from _hosts(value)
@@ -217,7 +221,6 @@ def _host(matcher: Matcher) -> Node:
 
 
 _NO_SLASH = expression("[^/]")
-_SOME = expression("[^/]*")
 _SPIFFE = literal(b"spiffe://")
 _SEGMENT = expression("[^/]+")
 
@@ -228,24 +231,12 @@ def _identity(matcher: Matcher) -> Node:
         return wildcard(text, _body(text).encode())
     if kind == "principal":
         return Seq((_SPIFFE, wildcard(text, _body(text).encode())))
+    if kind == "regex":
+        return expression(text)
     part = wildcard(text, _body(text).encode(), _NO_SLASH)
     if kind == "trustDomain":
         return Seq((_SPIFFE, part, literal(b"/"), ANYTHING))
-    account: tuple[Node, ...] = (part, literal(b"/sa/"), _SEGMENT)
-    if kind == "serviceAccount":
-        account = _account(text)
-    return Seq((_SPIFFE, _SEGMENT, literal(b"/ns/"), *account))
-
-
-def _account(text: str) -> tuple[Node, ...]:
-    """Returns what a pattern of `NAMESPACE/ACCOUNT` is in a SPIFFE ID."""
-    namespace, slash, account = _body(text).partition("/")
-    opening, closing = literal(namespace.encode()), literal(account.encode())
-    if text.endswith("*"):
-        opening, closing = (opening, Seq((closing, _SOME))) if slash else (Seq((opening, _SOME)), _SEGMENT)
-    elif text.startswith("*"):
-        opening, closing = (Seq((_SOME, opening)), closing) if slash else (_SEGMENT, Seq((_SOME, opening)))
-    return opening, literal(b"/sa/"), closing
+    return Seq((_SPIFFE, _SEGMENT, literal(b"/ns/"), part, literal(b"/sa/"), _SEGMENT))
 
 
 def _body(pattern: str) -> str:

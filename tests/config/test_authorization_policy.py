@@ -95,21 +95,21 @@ def principal(pattern: str, request: Request) -> bool:
     return text(f"spiffe://{pattern}", uri)
 
 
-def identity_part(place: int) -> Any:
-    """Part of an ID `spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT`."""
+def namespace(pattern: str, request: Request) -> bool:
+    """`srcNamespaceGenerator`."""
+    return re.fullmatch(".*/ns/{}/.*".format(pattern.replace("*", ".*")), request.peer.uri) is not None
 
-    def matches(pattern: str, request: Request) -> bool:
-        return bool(request.peer.uri) and text(pattern, request.peer.uri.split("/")[place])
 
-    return matches
+def trust_domain(pattern: str, request: Request) -> bool:
+    return bool(request.peer.uri) and text(pattern, request.peer.uri.split("/")[2])
 
 
 def service_account(pattern: str, request: Request) -> bool:
     """`serviceAccountRegex`."""
-    namespace, slash, account = pattern.partition("/")
+    of, slash, account = pattern.partition("/")
     if not slash:
-        namespace, account = OURS, pattern
-    wanted = f"spiffe://.+/ns/{re.escape(namespace)}/(.+/|)sa/{re.escape(account)}(/.+)?"
+        of, account = OURS, pattern
+    wanted = f"spiffe://.+/ns/{of}/(.+/|)sa/{account}(/.+)?"
     return re.fullmatch(wanted, request.peer.uri) is not None
 
 
@@ -136,9 +136,9 @@ def block(address: str, pattern: str) -> bool:
 
 MATCHERS: dict[str, Any] = {
     "principals": principal,
-    "namespaces": identity_part(4),
+    "namespaces": namespace,
     "serviceAccounts": service_account,
-    "trustDomains": identity_part(2),
+    "trustDomains": trust_domain,
     "ipBlocks": lambda pattern, request: block(request.source, pattern),
     "remoteIpBlocks": lambda pattern, request: block(request.forwarded or request.source, pattern),
     "hosts": lambda pattern, request: text(pattern.lower(), request.authority.decode().lower()),
@@ -224,8 +224,8 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "*", "demo/ns/shop/sa/web", "cluster.local/ns/shop/sa/web", "cluster.local/ns/shop/sa/*", "*/sa/web", "demo/*",
         "cluster.local/*", "*mo/ns/night/sa/batch", "partner/ns/shop/sa/web",
     ),
-    "namespaces": ("*", "shop", "night", "sh*", "*op", "*t"),
-    "serviceAccounts": ("web", "shop/web", "night/batch", "night/web"),
+    "namespaces": ("*", "shop", "night", "sh*", "*op", "*t", "sh.p"),
+    "serviceAccounts": ("web", "shop/web", "night/batch", "night/web", "shop/w.b"),
     "trustDomains": ("*", "demo", "partner", "de*", "*ner", "cluster.local"),
     "ipBlocks": ("10.0.0.1", "10.0.0.0/8", "10.0.0.7/30", "192.0.2.0/24", "::1", "fd00::/8"),
     "remoteIpBlocks": ("10.0.0.1", "10.0.0.0/8", "192.0.2.0/24", "fd00::/8"),
@@ -250,6 +250,9 @@ PEERS = [
     ANONYMOUS,
     *(peer_named(f"spiffe://{name}") for name in (
         "demo/ns/shop/sa/web", "demo/ns/shop/sa/webhook", "demo/ns/night/sa/batch", "partner/ns/shop/sa/web",
+        "demo/region/x/ns/shop/sa/web", "demo/ns/shop/sa/web/pod/b", "demo/ns/shop/pod/b/sa/web",
+        "demo/ns/night/ns/shop/sa/batch", "demo/ns/shop/sa/batch/sa/web", "demo/ns/shop", "demo/sa/web",
+        "ns/shop/sa/web",
     )),
 ]  # fmt: skip
 ADDRESSES = ("10.0.0.1", "10.0.0.5", "192.0.2.7", "::1", "fd00::7")
@@ -420,6 +423,8 @@ def test_what_is_for_others_is_neither_enforced_nor_refused(document: Document, 
         ({"rules": [{"from": [{"source": {"serviceAccounts": ["a/b/c"]}}]}]}, "'a/b/c' is not a service account"),
         ({"rules": [{"from": [{"source": {"notServiceAccounts": ["/web"]}}]}]}, "'/web' is not a service account"),
         ({"rules": [{"when": [{"key": "source.serviceAccount", "values": ["shop/"]}]}]}, "is not a service account"),
+        ({"rules": [{"from": [{"source": {"namespaces": ["sh("]}}]}]}, "'sh(' makes no regular expression, as which"),
+        ({"rules": [{"from": [{"source": {"serviceAccounts": ["a/web["]}}]}]}, "'a/web[' makes no regular expression"),
         ({"rules": [{"to": [{"operation": {"paths": ["/a{*}"]}}]}]}, "braces stand for a template"),
         ({"rules": [{"to": [{"operation": {"paths": ["/{**}/a/{*}"]}}]}]}, "no template comes after {**}"),
         ({"rules": [{"to": [{"operation": {"notPaths": ["/{**}/{**}"]}}]}]}, "no template comes after {**}"),
@@ -470,6 +475,26 @@ def test_cluster_local_is_the_trust_domain_of_our_certificate(
         question = ("GET", "/", "--identity", f"spiffe://{name}", "--json")
         told = l7proxy("explain", "-c", str(started.config), *question)[1]
         assert f'"allowed": {allowed_}' in told
+
+
+@pytest.mark.parametrize("key", ["namespaces", "serviceAccounts"])
+@pytest.mark.parametrize(("action", "of_shop", "of_others"), [("DENY", 403, 200), ("ALLOW", 200, 403)])
+def test_a_caller_is_of_a_namespace_wherever_its_id_says_so(
+    action: str, of_shop: int, of_others: int, key: str, sidecar: StartSidecar, serve: StartServer, tmp_path: Path
+) -> None:
+    ca = Authority(tmp_path)
+    pair = ca.issue("orders", ORDERS)
+    values = {"namespaces": "shop", "serviceAccounts": "shop/web"}
+    spec = {"action": action, "rules": [{"from": [{"source": {key: [values[key]]}}]}]}
+    tls = {"cert": str(pair.cert), "key": str(pair.key), "ca": str(ca.file)}
+    started = sidecar(policy(spec), app=serve().address, inbound={"tls": tls}, service={"namespace": OURS})
+
+    def status(name: str) -> int:
+        return ask(started.inbound, context(ca, ca.issue(name.replace("/", "."), f"spiffe://demo/{name}"))).status
+
+    for name in ("ns/shop/sa/web", "region/x/ns/shop/sa/web", "ns/shop/sa/web/pod/b"):
+        assert status(name) == of_shop
+    assert status("region/shop/ns/night/sa/web") == of_others
 
 
 def test_a_header_that_is_there_and_empty_is_present(sidecar: StartSidecar, serve: StartServer) -> None:

@@ -214,7 +214,8 @@ def test_a_dry_run_is_a_rule_in_the_shadow(word: str, tmp_path: Path) -> None:
 
 def test_a_service_account_without_a_namespace_is_of_the_policy_s(tmp_path: Path) -> None:
     found = rules_of(tmp_path, policy(rules=[{"from": [{"source": {"serviceAccounts": ["web", "day/batch"]}}]}]))
-    assert found.allow[0].groups[0][0][0].values == ("shop/web", "day/batch")
+    wanted = (r"spiffe://.+/ns/shop/(.+/|)sa/web(/.+)?", r"spiffe://.+/ns/day/(.+/|)sa/batch(/.+)?")
+    assert found.allow[0].groups[0][0][0].values == wanted
 
 
 @pytest.mark.parametrize("key", ["serviceAccounts", "notServiceAccounts"])

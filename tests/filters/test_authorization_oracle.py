@@ -1,5 +1,6 @@
 """The compiled authorizer against a slow literal reading of Istio's rules: the same verdict on every request."""
 
+import re
 from collections.abc import Iterable
 from ipaddress import ip_address, ip_network
 
@@ -18,13 +19,12 @@ def attribute(request: Request, clause: Clause) -> list[str]:
     """Returns the values of an attribute: one, but for the two addresses of `anyIP`."""
     peer = request.peer
     client = request.forwarded or request.source
-    account = f"{peer.namespace}/{peer.service_account}" if peer.service_account else ""
     header = joined(request.headers, clause.key.encode()) or b""
     found: dict[str, list[str]] = {
         "identity": [peer.identity],
         "principal": [peer.uri.removeprefix("spiffe://")],
         "namespace": [peer.namespace],
-        "serviceAccount": [account],
+        "principalRegex": [peer.uri],
         "trustDomain": [peer.trust_domain],
         "peerIP": [request.source],
         "clientIP": [client],
@@ -61,6 +61,8 @@ def matches_value(clause: Clause, pattern: str, value: str) -> bool:
         return value != "" and ip_address(value) in ip_network(pattern)
     if clause.attribute == "host":
         return matches_host(pattern, value)
+    if clause.attribute == "principalRegex":
+        return re.fullmatch(pattern, value) is not None
     return matches_text(pattern, value)
 
 
@@ -98,11 +100,11 @@ TEXTS: tuple[Attribute, ...] = (
     "identity",
     "principal",
     "namespace",
-    "serviceAccount",
     "trustDomain",
     "method",
     "header",
 )
+EXPRESSIONS = ("spiffe://a", ".*b", "spiffe://(a|ba).*", ".+", ".*")
 PATHS = ("/", "/a", "/a/b", "/a/b/c", "/b", "/a.json")
 PATH_PATTERNS = ("*", "/a", "/a*", "/a/*", "*.json", "/b", "*/b")
 HOSTS = ("a.example", "A.example:8080", "b.example", "[::1]:80", "")
@@ -117,6 +119,7 @@ def values(options: tuple[str, ...]) -> st.SearchStrategy[tuple[str, ...]]:
 
 clauses = st.one_of(
     st.builds(Clause, st.sampled_from(TEXTS), values(PATTERNS), st.booleans(), st.sampled_from(["x", "y"])),
+    st.builds(Clause, st.just("principalRegex"), values(EXPRESSIONS), st.booleans()),
     st.builds(Clause, st.just("path"), values(PATH_PATTERNS), st.booleans()),
     st.builds(Clause, st.just("host"), values(HOST_PATTERNS), st.booleans()),
     st.builds(Clause, st.sampled_from(["peerIP", "clientIP", "anyIP"]), values(BLOCKS), st.booleans()),
@@ -134,7 +137,6 @@ peers = st.builds(
     identity=words,
     trust_domain=words,
     namespace=words,
-    service_account=words,
     uri=words.map(lambda word: f"spiffe://{word}" if word else ""),
 )
 

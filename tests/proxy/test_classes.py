@@ -162,6 +162,8 @@ ISTIO_RULES = (
     "from: [{source: {notPrincipals: [cluster.local/ns/shop/sa/web]}}]",
     "from: [{source: {notPrincipals: ['*']}}]",
     "from: [{source: {trustDomains: [demo, cluster.local]}}]",
+    "from: [{source: {namespaces: [shop], notNamespaces: [night, 'd*']}}]",
+    "from: [{source: {serviceAccounts: [shop/web, night/batch]}}]",
 )
 ISTIO_QUESTIONS = st.builds(
     Question,
@@ -174,6 +176,7 @@ ISTIO_QUESTIONS = st.builds(
     st.sampled_from([
         "", "spiffe://demo/ns/shop/sa/web", "spiffe://cluster.local/ns/shop/sa/web", "spiffe://partner/ns/shop/sa/web",
         "spiffe://demo/ns/night/sa/batch", "spiffe://other/ns/shop/sa/web", "shop.svc",
+        "spiffe://demo/x/ns/shop/sa/web/pod/b", "spiffe://demo/ns/night/ns/shop/sa/batch", "spiffe://demo/ns/shop",
     ]),
     st.lists(st.sampled_from([("x", ""), ("x", "1"), ("y", "1"), ("y", "bc"), ("y", "")]), max_size=2).map(tuple),
 )  # fmt: skip

@@ -166,7 +166,16 @@ IDS = st.one_of(
         st.sampled_from(["shop", "sh", "a-shop"]),
         st.sampled_from(["web", "we", "my-web"]),
     ),
-    st.sampled_from(["spiffe://demo/x", "spiffe://demo/ns/shop/sa/web/more", "shop.svc", "Shop.svc", "a"]),
+    st.sampled_from(
+        [
+            "spiffe://demo/x",
+            "spiffe://demo/ns/shop/sa/web/more",
+            "spiffe://demo/ns/sh/ns/shop/sa/web",
+            "shop.svc",
+            "Shop.svc",
+            "a",
+        ]
+    ),
 )
 NAMES = starred(st.sampled_from(["shop", "sh", "web", "demo", "hop", "mo"]))
 SOURCES = st.one_of(
@@ -176,8 +185,20 @@ SOURCES = st.one_of(
     st.builds(Clause, st.just("trustDomain"), st.tuples(NAMES)),
     st.builds(
         Clause,
-        st.just("serviceAccount"),
-        st.tuples(st.sampled_from(["shop/web", "shop/*", "sh*", "*web", "*p/web", "shop/we*", "*", "shop/*web"])),
+        st.just("principalRegex"),
+        st.lists(
+            st.sampled_from(
+                [
+                    ".*/ns/shop/.*",
+                    ".*/ns/sh.*/.*",
+                    ".*/ns/.*/.*",
+                    "spiffe://.+/ns/shop/(.+/|)sa/web(/.+)?",
+                    ".*/ns/a|b/.*",
+                ]
+            ),
+            min_size=1,
+            max_size=3,
+        ).map(tuple),
     ),
 )
 
@@ -299,6 +320,11 @@ def test_ports_that_were_dialled_and_hosts_that_are_missing_are_not_decided() ->
 def test_what_no_request_alone_can_show_is_not_decided(clause: Clause, why: str) -> None:
     with pytest.raises(Undecided, match=why):
         list(of_clause(clause))
+
+
+def test_a_clause_on_many_namespaces_is_decided() -> None:
+    clause = Clause("principalRegex", tuple(f".*/ns/team{number}/.*" for number in range(300)))
+    assert len(members(IDENTITY, of_clause(clause))) == 3
 
 
 def test_bytes_that_no_question_can_hold_are_not_decided() -> None:
