@@ -70,14 +70,15 @@ class BufferAccount:
         """A request begins to wait for an answer from `source`; `leave` must follow."""
         if self.sources is not None:
             self.sources[source] = None
-            if self.full:
+            if self.size > self._pool.share:
                 self._hold(source)
 
     def leave(self, source: Source) -> None:
         """The answer has come, or will not."""
         if self.sources is not None:
             self.sources.pop(source, None)
-            self.held.pop(source, None)
+            if self.held:
+                self.held.pop(source, None)
 
     def release(self) -> None:
         """Lets as many sources read on as there is room for what one read of each may bring; one where there is any."""

@@ -303,7 +303,8 @@ class H2Protocol(PacedProtocol):
         # What leads back to the exchange goes, so that nothing is left for the garbage collector.
         stream.owner = None
         exchange.body = b""
-        exchange.settle()
+        if exchange.counted:
+            exchange.settle()
         self.exchanges.discard(exchange)
         if self.account.held or self._waiting:
             self.flush_soon()

@@ -53,7 +53,7 @@ class H2Exchange:
         "touched",
         "begun",
         "_early",
-        "_size",
+        "counted",
         "_left",
         "_writable",
     )
@@ -80,7 +80,7 @@ class H2Exchange:
         self.begun = False
         # Body bytes that came before the body began; None from then on.
         self._early: list[bytes] | None = []
-        self._size = 0
+        self.counted = 0
         self._left = -1
         self._writable: asyncio.Future[None] | None = None
         if head.te_trailers:
@@ -122,14 +122,14 @@ class H2Exchange:
             size += len(whole)
             connection.session.release(stream)
         if size > WORTH_COUNTING:
-            self._size = size
+            self.counted = size
             connection.account.add(size)
 
     def settle(self) -> None:
         """The request is over: what it held counts no longer."""
-        if self._size:
-            self.connection.account.add(-self._size)
-            self._size = 0
+        if self.counted:
+            self.connection.account.add(-self.counted)
+            self.counted = 0
 
     def receive_data(self, data: bytes, ended: bool) -> None:
         """Takes body bytes as they arrive."""

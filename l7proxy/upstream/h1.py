@@ -14,7 +14,7 @@ from l7proxy.core.errors import ProxyError
 from l7proxy.core.headers import Headers, tokens, without
 from l7proxy.core.message import Body, Request
 from l7proxy.core.outbox import Corked, Outbox
-from l7proxy.core.stream import HIGH_WATER, Stream
+from l7proxy.core.stream import HIGH_WATER, LOW_WATER, Stream
 from l7proxy.identity.refusal import Unwanted
 from l7proxy.identity.transport import TlsTransport
 from l7proxy.upstream.dial import Expiring, head_deadline
@@ -133,10 +133,9 @@ class H1Connection(Expiring):
         waiter: Waiter[tuple[ResponseHead, Body]] = Waiter(loop=self._loop)
         self._waiter = waiter
         self._ledger = ledger
-        if ledger is not None:
-            self._account = ledger.account
-            if self._account.sources is not None:
-                self._account.enter(self)
+        account = self._account = UNACCOUNTED if ledger is None else ledger.account
+        if account.sources is not None:
+            account.enter(self)
         if not self._sending:
             self._arm()
         try:
@@ -316,15 +315,18 @@ class H1Connection(Expiring):
             stream.fail(error)
             self.abort()
             return
-        self._pace(stream)
+        if stream.size > LOW_WATER or reader.over_budget:
+            self._pace(stream)
 
     def _complete(self, head: ResponseHead) -> None:
         """The response is complete; the connection goes back unless something is left on it."""
         if self._reader.buffered:
             self.surplus = True
         reusable = head.keep_alive and not self._reader.buffered
-        self._leave_account()
-        self._resume_reading()
+        if self._account.sources is not None:
+            self._leave_account()
+        if not self._reading:
+            self._resume_reading()
         if self._sender is not None and self._unsent():
             # Who answers before the end of a request may never read the rest of it.
             self.abort()
@@ -478,8 +480,7 @@ class H1Connection(Expiring):
             self._resume_reading()
 
     def _leave_account(self) -> None:
-        if self._account.sources is not None:
-            self._account.leave(self)
+        self._account.leave(self)
         self._account = UNACCOUNTED
         self._on_hold = False
 

@@ -174,8 +174,12 @@ def test_the_largest_holder_is_cut_and_everybody_else_is_served(
         # Who held little is still there, and gets what waited for it.
         small.send(settings((4, 100_000)))
         assert small.answer(waits)[":status"] == "200"
-    lines = [json.loads(line) for line in proxy.log.read_text().splitlines()]
-    assert any((line["code"], line["flags"]) == ("overflow", "UO") for line in lines)
+
+    def is_logged() -> bool:
+        lines = [json.loads(line) for line in proxy.log.read_text().splitlines()]
+        return any((line["code"], line["flags"]) == ("overflow", "UO") for line in lines)
+
+    wait_for(is_logged)
 
 
 def test_clients_outside_take_nothing_from_what_the_application_calls(
