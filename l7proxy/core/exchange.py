@@ -54,7 +54,7 @@ class Exchange(Protocol):
         """Sends the head and the first bytes of a body that goes on; `trailers` says that there may be some."""
 
     async def write(self, data: bytes) -> None:
-        """Sends body bytes; returns when more may be sent."""
+        """Sends body bytes, if there are any; returns when more may be sent."""
 
     @property
     def write_now(self) -> Callable[[bytes], bool] | None:

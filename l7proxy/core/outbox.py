@@ -35,12 +35,14 @@ class Outbox:
 class Corked:
     """The sending side of a transport: its order is kept, its writes are put off until the end of the turn."""
 
-    __slots__ = ("_transport", "_outbox", "_data")
+    __slots__ = ("_transport", "_outbox", "_data", "written")
 
     def __init__(self, transport: asyncio.Transport, outbox: Outbox) -> None:
         self._transport = transport
         self._outbox = outbox
         self._data = b""
+        self.written = 0
+        """Bytes of the last write: they stay in memory until the kernel has taken the last of them."""
 
     @property
     def unsent(self) -> int:
@@ -54,6 +56,7 @@ class Corked:
                 self._data = data
                 self._outbox.add(self)
             else:
+                self.written = len(data)
                 self._transport.write(data)
         else:
             self._data += data
@@ -64,6 +67,7 @@ class Corked:
         """Writes what waits now; what an aborted connection had to say is forgotten."""
         data, self._data = self._data, b""
         if data and not self._transport.is_closing():
+            self.written = len(data)
             self._transport.write(data)
 
     def close(self) -> None:

@@ -101,7 +101,10 @@ def make_app(live: Live, inbound: bool) -> Callable[[Exchange], Awaitable[None]]
                 trailers = response.trailers
                 if request.grpc:
                     grpc.read_status(request, status, trailers or response.headers)
-                await exchange.respond(status, response.headers, body, trailers)
+                answering = exchange.respond(status, response.headers, body, trailers)
+                # A client may take its time, and whatever refers to the body keeps it in memory.
+                response.body = body = b""
+                await answering
             else:
                 if request.upgrade is not None and _tunnels(request, status):
                     _tell(live, snapshot, request, response, status, _clock() - started, "tunnel_open")
@@ -257,9 +260,14 @@ async def _pump(request: Request, response: Response, body: Stream, exchange: Ex
     data = body.take()
     request.bytes_out += len(data)
     if body.drained and body.trailers is None and response.status != 101 and not request.grpc:
-        await exchange.respond(response.status, headers, data)
+        answering = exchange.respond(response.status, headers, data)
+        del data
+        await answering
         return
-    await exchange.start(response.status, headers, data, trailers)
+    answering = exchange.start(response.status, headers, data, trailers)
+    # A client may take its time, and whatever refers to the bytes keeps them in memory.
+    del data
+    await answering
     # A stream that is made of another one is read, not fed.
     write_now = exchange.write_now if type(body) is Stream else None
 
@@ -269,9 +277,13 @@ async def _pump(request: Request, response: Response, body: Stream, exchange: Ex
 
     while data := await body.read():
         request.bytes_out += len(data)
-        await exchange.write(data)
+        answering = exchange.write(data)
+        del data
+        await answering
         if write_now is not None:
             await body.splice(pass_on)
+            # What comes meanwhile waits in the body, where it is counted and holds its source back.
+            await exchange.write(b"")
     fields = body.trailers if trailers else None
     if request.grpc:
         grpc.read_status(request, response.status, fields or headers)

@@ -14,10 +14,10 @@ from l7proxy.core.message import Body
 from l7proxy.core.outbox import Corked
 from l7proxy.core.pacing import PacedProtocol
 from l7proxy.core.peer import ANONYMOUS, Peer
-from l7proxy.core.stream import Stream
+from l7proxy.core.stream import WRITE_BUFFER, Stream
 from l7proxy.server.h1_exchange import H1Exchange
 from l7proxy.server.h2 import H2Protocol
-from l7proxy.server.listener import NEVER, WRITE_BUFFER, Listener
+from l7proxy.server.listener import NEVER, Listener
 from l7proxy.server.parting import part, reset
 from l7proxy.wire.framing import Malformed
 from l7proxy.wire.h1 import (
@@ -148,7 +148,7 @@ class H1Protocol(PacedProtocol):
 
     def pause_writing(self) -> None:
         self.drained = self.listener.loop.create_future()
-        self._unsent = self._out.unsent
+        self._unsent = self._out.written
         self.account.add(self._unsent)
 
     def resume_writing(self) -> None:

@@ -99,6 +99,8 @@ class H1Exchange:
         if connection.transport is not None:
             connection.write(data)
             if connection.drained is not None:
+                # Nothing but the transport keeps what the client has not taken yet, here and below.
+                body = data = b""
                 await connection.drained
             self._finish()
 
@@ -112,10 +114,14 @@ class H1Exchange:
         if data and connection.transport is not None:
             connection.write(data)
             if connection.drained is not None:
+                data = b""
                 await connection.drained
 
     async def write(self, data: bytes) -> None:
-        if data and not self.write_now(data) and self.connection.drained is not None:
+        if data:
+            self.write_now(data)
+        if self.connection.drained is not None:
+            data = b""
             await self.connection.drained
 
     def write_now(self, data: bytes) -> bool:

@@ -15,8 +15,9 @@ from l7proxy.core.errors import CODES, proxy_status
 from l7proxy.core.exchange import Refusal
 from l7proxy.core.pacing import PacedProtocol
 from l7proxy.core.peer import ANONYMOUS, Peer
+from l7proxy.core.stream import WRITE_BUFFER
 from l7proxy.server.h2_exchange import STATUS, H2Exchange
-from l7proxy.server.listener import NEVER, WRITE_BUFFER, Connection, Listener
+from l7proxy.server.listener import NEVER, Connection, Listener
 from l7proxy.server.parting import part
 from l7proxy.wire.framing import offered
 from l7proxy.wire.h2 import Session
@@ -74,8 +75,9 @@ class H2Protocol(PacedProtocol):
         self._closing = False
         self._waiting: deque[H2Exchange] = deque()
         """Requests that have not begun yet."""
-        self._unsent = self._in_session = 0
-        """What `account` has counted of the output that the client left unread, and of what the session holds."""
+        self._written = self._unsent = self._in_session = 0
+        """Bytes of the output that stays in memory until the client has read it all, what `account` has counted of it,
+        and what it has counted of what the session holds."""
         # When a client that was said goodbye is waited for no longer.
         self._ends_at = NEVER
         # When the second GOAWAY is due, once the first has been sent.
@@ -174,9 +176,8 @@ class H2Protocol(PacedProtocol):
 
     def pause_writing(self) -> None:
         self.session.paused = True
-        if self.transport is not None:
-            self._unsent = self.transport.get_write_buffer_size()
-            self.account.add(self._unsent)
+        self._unsent = self._written
+        self.account.add(self._unsent)
 
     def resume_writing(self) -> None:
         self._touched = self.listener.now
@@ -408,12 +409,12 @@ class H2Protocol(PacedProtocol):
             data = session.take()
             self._touched = self.listener.now
             self.listener.sent.value += len(data)
+            self._written = self._unsent + len(data)
             transport.write(data)
             if session.paused:
-                unsent = transport.get_write_buffer_size()
-                self.account.add(unsent - self._unsent)
-                self._unsent = unsent
-                if unsent > _UNREAD_OUTPUT:
+                self.account.add(self._written - self._unsent)
+                self._unsent = self._written
+                if self._unsent > _UNREAD_OUTPUT:
                     self._pause_reading()
         if self._in_session != session.held:
             self.account.add(session.held - self._in_session)

@@ -243,6 +243,8 @@ class H2Exchange:
         sent = connection.session.send_data(self.stream, data, end)
         connection.flush_soon()
         if not sent:
+            # Nothing but the session keeps what the client has not taken yet.
+            data = b""
             await self._drained()
 
     def _first(self, status: int, headers: Headers, end: bool) -> bool:

@@ -18,8 +18,6 @@ from l7proxy.wire.h2_limits import H2Limits
 Serve = Callable[[Exchange], Awaitable[None]]
 
 TICK = 0.25
-WRITE_BUFFER = 0
-"""Bytes that a client may leave unread before we count them and write nothing more of a body."""
 NEVER = float("inf")
 
 

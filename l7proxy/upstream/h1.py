@@ -14,7 +14,7 @@ from l7proxy.core.errors import ProxyError
 from l7proxy.core.headers import Headers, tokens, without
 from l7proxy.core.message import Body, Request
 from l7proxy.core.outbox import Corked, Outbox
-from l7proxy.core.stream import HIGH_WATER, LOW_WATER, Stream
+from l7proxy.core.stream import HIGH_WATER, LOW_WATER, WRITE_BUFFER, Stream
 from l7proxy.identity.refusal import Unwanted
 from l7proxy.identity.transport import TlsTransport
 from l7proxy.upstream.dial import Expiring, head_deadline
@@ -172,7 +172,7 @@ class H1Connection(Expiring):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        self.transport.set_write_buffer_limits(HIGH_WATER)
+        self.transport.set_write_buffer_limits(WRITE_BUFFER)
         self._out = Corked(self.transport, self._outbox)
 
     def data_received(self, data: bytes) -> None:
@@ -380,10 +380,12 @@ class H1Connection(Expiring):
             spliced = type(stream) is Stream and not chunked
             while data := await stream.read():
                 self._write(encode_chunk(data) if chunked else data)
-                if self._drained is not None:
-                    await self._until_drained(stream.account)
+                # While it waits for a slow upstream, a second reference would keep what has left.
+                data = b""
+                await self._until_drained(stream.account)
                 if spliced:
                     await stream.splice(self._pass_on)
+                    await self._until_drained(stream.account)
             if chunked:
                 self._write(encode_last_chunk(stream.trailers))
             self._sending = False
@@ -401,13 +403,13 @@ class H1Connection(Expiring):
 
     async def _until_drained(self, account: BufferAccount) -> None:
         """Waits for a slow upstream; what it has not taken yet is the client's to answer for."""
-        unsent = self._out.unsent
-        account.add(unsent)
-        try:
-            if self._drained is not None:
+        if self._drained is not None:
+            unsent = self._out.written
+            account.add(unsent)
+            try:
                 await self._drained
-        finally:
-            account.add(-unsent)
+            finally:
+                account.add(-unsent)
 
     def _arm(self) -> None:
         deadline = None if self._ledger is None else head_deadline(self._ledger)

@@ -5,7 +5,7 @@ from base64 import b64encode
 from hashlib import sha1
 from typing import TYPE_CHECKING, cast
 
-from l7proxy.core.buffers import UNACCOUNTED
+from l7proxy.core.buffers import UNACCOUNTED, BufferAccount
 from l7proxy.core.deadlines import NEVER
 from l7proxy.core.drive import Waiter
 from l7proxy.core.errors import ProxyError
@@ -277,19 +277,13 @@ class H2Call:
         spliced = type(body) is Stream
         try:
             while data := await body.read():
-                sent = session.send_data(stream, data)
+                session.send_data(stream, data)
+                data = b""
                 connection.flush_soon()
-                if not sent:
-                    # What a slow upstream has not taken yet is the client's to answer for.
-                    pending = len(stream.pending)
-                    body.account.add(pending)
-                    try:
-                        self._writable = connection.loop.create_future()
-                        await self._writable
-                    finally:
-                        body.account.add(-pending)
+                await self._until_writable(body.account)
                 if spliced:
                     await body.splice(self._pass_on)
+                    await self._until_writable(body.account)
             session.send_trailers(stream, body.trailers or [])
             connection.flush_soon()
             self._arm(self._ledger)
@@ -304,6 +298,18 @@ class H2Call:
             connection.flush_soon()
             self._sender = None
             self.fail(error if isinstance(error, ProxyError) else ProxyError("upstream_reset", str(error)))
+
+    async def _until_writable(self, account: BufferAccount) -> None:
+        """Waits for a slow upstream; what it has not taken yet is the client's to answer for."""
+        connection, stream = self.connection, self.stream
+        if stream.id in connection.session.waiting:
+            pending = len(stream.pending)
+            account.add(pending)
+            try:
+                self._writable = connection.loop.create_future()
+                await self._writable
+            finally:
+                account.add(-pending)
 
 
 def error_of(event: Reset) -> ProxyError:

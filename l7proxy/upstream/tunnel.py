@@ -7,7 +7,7 @@ from typing import cast
 from l7proxy.core.buffers import BufferAccount
 from l7proxy.core.errors import ProxyError
 from l7proxy.core.message import Body, Request
-from l7proxy.core.stream import HIGH_WATER, Stream
+from l7proxy.core.stream import WRITE_BUFFER, Stream
 from l7proxy.upstream.dial import Dial, Expiring, PoolMetrics, connect, time_left
 from l7proxy.upstream.waiting import Queue, Share
 
@@ -20,6 +20,7 @@ class Tunnel(Expiring):
         self._ended = ended
         self._drained: asyncio.Future[None] | None = None
         self._sender: asyncio.Task[None] | None = None
+        self._written = 0
         self._sent = False
         """Whether the endpoint has been told that the client says no more."""
 
@@ -31,7 +32,7 @@ class Tunnel(Expiring):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        self.transport.set_write_buffer_limits(HIGH_WATER)
+        self.transport.set_write_buffer_limits(WRITE_BUFFER)
 
     def data_received(self, data: bytes) -> None:
         self.received.feed(data)
@@ -67,6 +68,7 @@ class Tunnel(Expiring):
 
     def _pass_on(self, data: bytes) -> bool:
         if self.transport is not None:
+            self._written = len(data)
             self.transport.write(data)
         return self._drained is None and self.transport is not None
 
@@ -75,10 +77,12 @@ class Tunnel(Expiring):
             while data := await body.read():
                 if self.transport is None:
                     break
+                self._written = len(data)
                 self.transport.write(data)
-                if self._drained is not None:
-                    await self._drained
+                data = b""
+                await self._until_drained(body.account)
                 await body.splice(self._pass_on)
+                await self._until_drained(body.account)
             self._sent = True
             if self.transport is not None and self.transport.can_write_eof():
                 self.transport.write_eof()
@@ -90,6 +94,16 @@ class Tunnel(Expiring):
                 self.transport.abort()
         finally:
             body.close()
+
+    async def _until_drained(self, account: BufferAccount) -> None:
+        """Waits for a slow endpoint; what it has not taken yet is the client's to answer for."""
+        if self._drained is not None:
+            unsent = self._written
+            account.add(unsent)
+            try:
+                await self._drained
+            finally:
+                account.add(-unsent)
 
     def _stop_sending(self) -> None:
         # A task that was cancelled holds its frames, which lead back here: it is not kept.

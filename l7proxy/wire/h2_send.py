@@ -1,5 +1,7 @@
 """The sending half of an HTTP/2 session: frames collected for one write, under the peer's windows."""
 
+from typing import cast
+
 from l7proxy.core.headers import Headers
 from l7proxy.wire.h2_events import SENDING, H2Stream, Writable
 from l7proxy.wire.h2_frames import (
@@ -171,7 +173,10 @@ class Sender:
         if not last:
             view = pending if type(pending) is memoryview else memoryview(pending)
             self._out.append(bytes(view[:size]))
-            stream.pending = view[size:]
+            rest = view[size:]
+            # A rest keeps the whole in memory: it is copied each time that half of it has left.
+            kept = len(cast(bytes, view.obj))
+            stream.pending = rest if 2 * len(rest) > kept else memoryview(bytes(rest))
             return False
         if size:
             self._out.append(bytes(pending))
