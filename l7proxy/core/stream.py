@@ -12,7 +12,7 @@ HIGH_WATER = 256 * 1024
 LOW_WATER = 16 * 1024
 """The same for a connection that holds its share already, and for all while a listener is short of memory."""
 WRITE_BUFFER = 0
-"""The high-water mark of sockets: what the kernel does not take at once is counted, and no more of a body is written."""
+"""The high-water mark of sockets: what the kernel does not take at once is counted, and no more is written."""
 _SMALL = 1024
 """Bytes below which a piece is joined with the one before it: each object of its own costs 33 bytes more."""
 

@@ -276,6 +276,13 @@ class H2Protocol(PacedProtocol):
             self._flushing = True
             self.listener.loop.call_soon(self._flush)
 
+    def count_session(self) -> None:
+        """Counts what waits in the session for the client's windows, or for the rest of a frame."""
+        held = self.session.held
+        if held != self._in_session:
+            self.account.add(held - self._in_session)
+            self._in_session = held
+
     def answer(self, stream: H2Stream, code: str, head: RequestFields | None) -> None:
         """Makes the server's own answer to the request with `head`, or to one that never became one."""
         entry = CODES[code]
@@ -416,9 +423,7 @@ class H2Protocol(PacedProtocol):
                 self._unsent = self._written
                 if self._unsent > _UNREAD_OUTPUT:
                     self._pause_reading()
-        if self._in_session != session.held:
-            self.account.add(session.held - self._in_session)
-            self._in_session = session.held
+        self.count_session()
         if self.account.held:
             self.account.release()
         if self._waiting:

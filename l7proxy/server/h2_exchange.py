@@ -221,7 +221,10 @@ class H2Exchange:
         if self._left >= 0:
             data = self._bounded(data, False)
         connection.flush_soon()
-        return connection.session.send_data(self.stream, data)
+        sent = connection.session.send_data(self.stream, data)
+        if not sent:
+            connection.count_session()
+        return sent
 
     async def end(self, trailers: Headers | None = None) -> None:
         if trailers is None:
@@ -245,6 +248,7 @@ class H2Exchange:
         if not sent:
             # Nothing but the session keeps what the client has not taken yet.
             data = b""
+            connection.count_session()
             await self._drained()
 
     def _first(self, status: int, headers: Headers, end: bool) -> bool:
