@@ -139,7 +139,7 @@ def test_an_idle_connection_gives_way_to_a_tunnel(sidecar: StartSidecar, serve: 
     with proxy.client() as first, proxy.client() as second:
         assert first.get().status == 200
         _open_tunnel(second)
-    assert len(app.connections) == 2
+    wait_for(lambda: len(app.connections) == 2)
 
 
 def _open_tunnel(client: Client) -> None:
